@@ -1,0 +1,98 @@
+"""Checks that every task makes on its rows, said with file, row, column and remedy."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from finelaunch.data.sources import Rows
+from finelaunch.errors import BadInput, Problem
+from finelaunch.section.base import nearest
+
+MAX_PROBLEMS = 20
+
+
+def column_names(rows: Rows, wanted: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
+    """Return the data's column for each of the ``wanted`` columns.
+
+    Args:
+        rows: The rows; those of the first row count as the columns there are.
+        wanted: What the task needs and what each is.
+        given: ``columns`` of the recipe.
+
+    Raises:
+        BadInput: A column that is not there, or a mapping for a column that the task does not know.
+    """
+    present = [name for name in rows.rows[0] if name != "__place__"]
+    problems = []
+    for name in given:
+        if name not in wanted:
+            near = nearest(name, wanted)
+            what, allowed = f"the task has no column {name!r}", f"its columns are {', '.join(wanted)}"
+            problems.append(
+                Problem(rows.origin, f"{rows.key}.columns", what, allowed, f"did you mean {near!r}?" if near else "")
+            )
+    names = {name: given.get(name, name) for name in wanted}
+    for name, column in names.items():
+        if column not in present:
+            near = nearest(column, present)
+            hint = f", perhaps {rows.key}.columns.{name}={near}" if near else f" with {rows.key}.columns.{name}=COLUMN"
+            what = f"there is no column {column!r} ({wanted[name]})"
+            problems.append(
+                Problem(rows.origin, f"{rows.key}.columns", what, f"columns: {', '.join(present)}", "name it" + hint)
+            )
+    if problems:
+        raise BadInput(problems)
+    return names
+
+
+def check_rows(rows: Rows, read: Callable[[int, Mapping[str, Any]], dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return ``read(index, row)`` for every row, and say all that is wrong at once.
+
+    Args:
+        rows: The rows.
+        read: Turns a row into an example, or raises :class:`RowError`.
+
+    Raises:
+        BadInput: With the first 20 faults and the number of the others.
+    """
+    examples, problems, num_faults = [], [], 0
+    for index, row in enumerate(rows.rows):
+        try:
+            examples.append(read(index, row))
+        except RowError as error:
+            num_faults += 1
+            if num_faults <= MAX_PROBLEMS:
+                problems.append(Problem(rows.place(index), error.column, error.what, error.allowed, error.remedy))
+    if num_faults > MAX_PROBLEMS:
+        problems.append(Problem(rows.origin, rows.key, f"and {num_faults - MAX_PROBLEMS:,} more rows with faults"))
+    if problems:
+        raise BadInput(problems)
+    return examples
+
+
+class RowError(ValueError):
+    """A fault in one row.
+
+    Args:
+        column: The column it stands in.
+        what: What is wrong.
+        allowed: What would be accepted.
+        remedy: What to do.
+    """
+
+    def __init__(self, column: str, what: str, allowed: str = "", remedy: str = "") -> None:
+        super().__init__(what)
+        self.column, self.what, self.allowed, self.remedy = column, what, allowed, remedy
+
+
+def text_in(row: Mapping[str, Any], column: str) -> str:
+    """Return the text in ``column``.
+
+    Raises:
+        RowError: It is not a text, or holds nothing but white space.
+    """
+    value = row.get(column)
+    if not isinstance(value, str):
+        raise RowError(column, "is missing" if value is None else f"is {value!r:.60}", "a text")
+    if not value.strip():
+        raise RowError(column, "is empty", "a text", "remove the row or fill it in")
+    return value

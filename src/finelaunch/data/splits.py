@@ -1,0 +1,62 @@
+"""Which examples go where: a drawn number of them, and a share held out to choose by.
+
+Both depend on ``data.seed`` and the examples alone, never on the training seed or the machine.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from finelaunch.data.order import shuffled
+
+
+def draw(num_examples: int, max_samples: int | None, seed: int) -> list[int]:
+    """Return the ascending indexes of ``max_samples`` examples drawn without replacement, or of all of them."""
+    if max_samples is None or max_samples >= num_examples:
+        return list(range(num_examples))
+    return sorted(shuffled(num_examples, "draw", seed)[:max_samples].tolist())
+
+
+def hold_out(groups: Sequence[str], strata: Sequence[str], fraction: float, seed: int) -> tuple[list[int], list[int]]:
+    """Split examples into those that stay and those held out.
+
+    Whole groups are drawn until each stratum has given its share, so that no group stands on both sides and every label
+    keeps its share. At least one group is held out and at least one stays.
+
+    Args:
+        groups: For each example what must stay together; examples of one group count into the stratum of its first.
+        strata: For each example whose share is to be kept.
+        fraction: Share of the examples to hold out, between 0 and 1.
+        seed: Seed of the draw.
+
+    Returns:
+        The indexes that stay and those held out, each ascending.
+
+    Raises:
+        ValueError: All examples form one group.
+    """
+    members: dict[str, list[int]] = defaultdict(list)
+    for index, group in enumerate(groups):
+        members[group].append(index)
+    if len(members) < 2:
+        raise ValueError("all examples form one group")
+    by_stratum: dict[str, list[str]] = defaultdict(list)
+    for group, indexes in members.items():
+        by_stratum[strata[indexes[0]]].append(group)
+    held: list[int] = []
+    for stratum in sorted(by_stratum):
+        names = by_stratum[stratum]
+        wanted = fraction * sum(len(members[name]) for name in names)
+        taken = 0
+        for place in shuffled(len(names), "hold out", seed, stratum):
+            group = members[names[place]]
+            if taken + len(group) / 2 > wanted:
+                continue
+            held.extend(group)
+            taken += len(group)
+    if not held:
+        held = min(members.values(), key=len)
+    if len(held) == len(groups):
+        largest = set(max(members.values(), key=len))
+        held = [index for index in held if index not in largest]
+    out = set(held)
+    return [index for index in range(len(groups)) if index not in out], sorted(out)

@@ -1,0 +1,1 @@
+"""What came out: exact measurement of a model on a split, and predictions for new inputs."""

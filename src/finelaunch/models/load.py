@@ -1,0 +1,290 @@
+"""Tokenizers and models as a recipe names them.
+
+Weights are held in fp32 whatever the checkpoint's dtype; precision is a matter of the machine. Code of a model repository
+is never run.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finelaunch.data.sources import PACKAGE_PREFIX, hash_files, resolve
+from finelaunch.errors import BadInput, Problem, RequirementMissing
+from finelaunch.models.section import ModelSection
+from finelaunch.section.base import nearest
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "*.model", "added_tokens.json")
+TOKENIZER_FILES += ("chat_template*", "config.json")
+SPECIAL_TOKENS = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+    "bos_token": "[BOS]",
+    "eos_token": "[EOS]",
+}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model and what is worth knowing of its loading.
+
+    Args:
+        model: On the CPU, in fp32, in training mode.
+        newly_initialised: Names of parameters that the checkpoint did not hold.
+        unused: Names of tensors in the checkpoint that the model has no place for.
+        fingerprint: SHA-256 of local weights, the commit of a hub model, or ``scratch``.
+    """
+
+    model: "PreTrainedModel"
+    newly_initialised: tuple[str, ...]
+    unused: tuple[str, ...]
+    fingerprint: str
+
+
+def local_folder(section: ModelSection, origin: str = "recipe") -> Path | None:
+    """Return the folder of a model that needs no hub, or None for a hub name.
+
+    A run directory stands for the ``model`` folder in it.
+
+    Raises:
+        BadInput: The name looks like a path or a package and is not there.
+    """
+    name = section.name_or_path or ""
+    path = Path(name).expanduser()
+    if not (name.startswith((PACKAGE_PREFIX, "/", "./", "../", "~")) or path.exists() or name.count("/") > 1):
+        return None
+    folder = resolve(name, "model.name_or_path", origin)
+    folder = folder / "model" if (folder / "model" / "config.json").exists() else folder
+    if not (folder / "config.json").exists():
+        what = f"{folder} holds no config.json"
+        raise BadInput(Problem(origin, "model.name_or_path", what, "a folder that save_pretrained wrote"))
+    return folder
+
+
+def tokenizer_hash(section: ModelSection) -> str:
+    """Return what changes when the tokenizer changes; needs no torch.
+
+    Raises:
+        BadInput: A local folder that is not there.
+        RequirementMissing: A hub model that is neither cached nor reachable.
+    """
+    if section.tokenizer is not None:
+        return f"scratch:{section.tokenizer.vocab_size}"
+    folder = local_folder(section)
+    if folder is None:
+        from huggingface_hub import snapshot_download
+
+        with _hub_faults(section):
+            folder = Path(
+                snapshot_download(
+                    str(section.name_or_path), revision=section.revision, allow_patterns=list(TOKENIZER_FILES)
+                )
+            )
+    files = sorted({file for pattern in TOKENIZER_FILES for file in folder.glob(pattern) if file.is_file()})
+    return hash_files(files, folder)
+
+
+def load_tokenizer(section: ModelSection, trained: Path | None = None) -> "PreTrainedTokenizerBase":
+    """Return the tokenizer of ``section``, with a padding token.
+
+    Args:
+        section: The model's section.
+        trained: The folder of a tokenizer trained for ``init: scratch``.
+
+    Raises:
+        BadInput: There is none, or only a slow one.
+        RequirementMissing: A hub model that is neither cached nor reachable.
+    """
+    from transformers import AutoTokenizer
+
+    source = trained or local_folder(section) or str(section.name_or_path)
+    with _hub_faults(section):
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=section.revision)
+        except (ImportError, ValueError) as error:
+            what = f"its tokenizer cannot be loaded: {_first_line(error)}"
+            raise BadInput(Problem("recipe", "model.name_or_path", what)) from None
+    if not tokenizer.is_fast:
+        what = f"{type(tokenizer).__name__} has no fast version, and answers are mapped through its offsets"
+        raise BadInput(Problem("recipe", "model.name_or_path", what, "a model with tokenizer.json"))
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    return tokenizer
+
+
+def train_tokenizer(texts: Iterator[str], vocab_size: int, folder: Path) -> None:
+    """Train a byte-level BPE on ``texts`` and write it to ``folder`` in the format of transformers.
+
+    Two texts are joined as ``[CLS] a [SEP] b [SEP]``; ``[BOS]`` and ``[EOS]`` are there for generation.
+
+    Args:
+        texts: The training texts.
+        vocab_size: Entries of the vocabulary, special tokens included; fewer where the texts hold fewer.
+        folder: Where ``tokenizer.json`` and its config go.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE(unk_token=SPECIAL_TOKENS["unk_token"]))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS.values()),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    edges = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.Sequence(
+        [
+            processors.ByteLevel(trim_offsets=True),
+            processors.TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", edges),
+        ]
+    )
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=names, **SPECIAL_TOKENS)
+    wrapped.save_pretrained(folder)
+
+
+def load_model(
+    section: ModelSection,
+    auto_class: str,
+    task_config: Mapping[str, Any],
+    tokenizer: "PreTrainedTokenizerBase",
+    max_length: int,
+    seed: int,
+) -> LoadedModel:
+    """Return the model of ``section`` with the task's head, new weights drawn from ``seed``.
+
+    Args:
+        section: The model's section.
+        auto_class: Name of the transformers Auto class.
+        task_config: Values of the config that the task settles.
+        tokenizer: The tokenizer that encodes its inputs.
+        max_length: Tokens of the longest input.
+        seed: Seed of all weights that are not loaded.
+
+    Raises:
+        BadInput: A config key that the architecture does not know, inputs longer than its positions, weights that do
+            not fit, or an architecture without the task's head.
+        RequirementMissing: A hub model that is neither cached nor reachable.
+    """
+    import torch
+    import transformers
+
+    loader = getattr(transformers, auto_class)
+    config = _config(section, tokenizer)
+    for name, value in task_config.items():
+        setattr(config, name, value)
+    _check_positions(config, tokenizer, max_length)
+    transformers.set_seed(seed)
+    try:
+        if section.init == "scratch":
+            model = loader.from_config(config).float()
+            return LoadedModel(model.train(), tuple(name for name, _ in model.named_parameters()), (), "scratch")
+        with _hub_faults(section):
+            model, info = loader.from_pretrained(
+                local_folder(section) or section.name_or_path,
+                revision=section.revision,
+                config=config,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
+    except (ValueError, RuntimeError, TypeError, ZeroDivisionError) as error:
+        what = f"no model for this task can be made of it: {_first_line(error)}"
+        raise BadInput(Problem("recipe", "model", what)) from None
+    missing, unused = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    return LoadedModel(model.train(), tuple(missing), tuple(unused), _fingerprint(section, model))
+
+
+def _config(section: ModelSection, tokenizer: "PreTrainedTokenizerBase") -> "PretrainedConfig":
+    from transformers import AutoConfig
+
+    if section.init == "pretrained":
+        with _hub_faults(section):
+            config = AutoConfig.from_pretrained(
+                local_folder(section) or section.name_or_path, revision=section.revision
+            )
+        _check_keys(config, section.config)
+        for name, value in section.config.items():
+            setattr(config, name, value)
+        return config
+    shape = dict(section.config)
+    model_type = shape.pop("model_type")
+    try:
+        blank = AutoConfig.for_model(model_type)
+    except ValueError:
+        from transformers import CONFIG_MAPPING
+
+        near = nearest(model_type, CONFIG_MAPPING.keys())
+        what, remedy = f"{model_type!r} is not known to transformers", f"did you mean {near!r}?" if near else ""
+        raise BadInput(Problem("recipe", "model.config.model_type", what, "such as bert or gpt2", remedy)) from None
+    _check_keys(blank, shape)
+    tokens = {
+        f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos", "cls", "sep")
+    }
+    shape |= {name: value for name, value in tokens.items() if hasattr(blank, name)}
+    try:
+        return AutoConfig.for_model(model_type, vocab_size=len(tokenizer), **shape)
+    except (TypeError, ValueError) as error:
+        raise BadInput(Problem("recipe", "model.config", f"refused by {model_type}: {_first_line(error)}")) from None
+
+
+def _check_keys(config: "PretrainedConfig", given: Mapping[str, Any]) -> None:
+    """Refuse config keys that the architecture does not have; transformers would keep and ignore them."""
+    known = {*config.to_dict(), *config.attribute_map}
+    problems = []
+    for name in given:
+        if name not in known and name != "model_type":
+            near = nearest(name, known)
+            remedy = f"did you mean {near!r}?" if near else "leave it out"
+            problems.append(
+                Problem("recipe", f"model.config.{name}", f"not a setting of {config.model_type}", "", remedy)
+            )
+    if problems:
+        raise BadInput(problems)
+
+
+def _check_positions(config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase", max_length: int) -> None:
+    limits = (getattr(config, "max_position_embeddings", None), tokenizer.model_max_length)
+    limit = min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=None)
+    if limit is not None and max_length > limit:
+        what = f"{max_length} is more than the {limit} positions of the model"
+        raise BadInput(Problem("recipe", "task.max_length", what, f"at most {limit}"))
+
+
+def _fingerprint(section: ModelSection, model: "PreTrainedModel") -> str:
+    folder = local_folder(section)
+    if folder is None:
+        return f"{section.name_or_path}@{getattr(model.config, '_commit_hash', None)}"
+    return hash_files(sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin")), folder)
+
+
+@contextmanager
+def _hub_faults(section: ModelSection) -> Iterator[None]:
+    """Turn the exceptions of a hub that is out of reach into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        if local_folder(section) is not None:
+            what = f"cannot be loaded: {_first_line(error)}"
+            raise BadInput(Problem("recipe", "model.name_or_path", what)) from None
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
+        raise RequirementMissing(
+            f"model: {section.name_or_path} is neither in the local cache nor to be had from the hub{offline}: "
+            f"{_first_line(error)}; fetch it where there is a network, or give model.name_or_path=FOLDER"
+        ) from None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

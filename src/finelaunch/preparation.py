@@ -1,0 +1,270 @@
+"""From a recipe's data to encoded splits: read, checked, split, encoded, and kept by content.
+
+The key of the cache is made of file hashes, the tokenizer's hash and the data and task sections, so that it is known
+before torch is loaded, and a second run with the same data encodes nothing.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from finelaunch.data.cache import content_key, entry, read_table, write_table
+from finelaunch.data.features import Features
+from finelaunch.data.section import DataSection, SplitSection
+from finelaunch.data.sources import fingerprint, read_rows
+from finelaunch.data.splits import draw, hold_out
+from finelaunch.errors import BadInput, Problem
+from finelaunch.models.load import load_tokenizer, tokenizer_hash, train_tokenizer
+from finelaunch.models.section import ModelSection
+from finelaunch.run.files import write_json
+from finelaunch.section.document import Document
+from finelaunch.tasks.base import Example, TaskData
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+ENCODING_VERSION = 1
+"""Raised whenever the same rows are encoded otherwise than before."""
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Split:
+    """One encoded split.
+
+    Args:
+        name: ``train``, ``validation`` or ``test``.
+        features: The encoded rows.
+        folder: Where the cache keeps it.
+    """
+
+    name: str
+    features: Features
+    folder: Path
+
+    @cached_property
+    def examples(self) -> list[Example]:
+        """The checked examples, read when they are first asked for."""
+        return read_table(self.folder / f"{self.name}.examples.arrow").to_pylist()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All splits of a recipe.
+
+    Args:
+        splits: By name; ``train`` and ``validation`` always, ``test`` where the recipe has one.
+        facts: What the training rows settled, such as the label names.
+        tokenizer: The tokenizer they were encoded with.
+        report: Counts, lengths and warnings of every split, for ``data_report.json``.
+        from_cache: Whether nothing had to be encoded.
+    """
+
+    splits: dict[str, Split]
+    facts: dict[str, Any]
+    tokenizer: "PreTrainedTokenizerBase"
+    report: dict[str, Any]
+    from_cache: bool
+
+
+@dataclass(frozen=True)
+class ReadSplits:
+    """The checked examples of a recipe before encoding.
+
+    Args:
+        examples: By split.
+        facts: What the training rows settled.
+        report: For each split its source, its counts and its notes.
+    """
+
+    examples: dict[str, list[Example]]
+    facts: dict[str, Any]
+    report: dict[str, dict[str, Any]]
+
+
+def given_splits(data: DataSection) -> dict[str, SplitSection]:
+    """Return the splits that a recipe names."""
+    return {name: split for name in SPLITS if (split := getattr(data, name)) is not None}
+
+
+def read_splits(data: DataSection, task: TaskData, document: Document) -> ReadSplits:
+    """Read and check all rows, draw ``max_samples``, and hold out a validation split where none is named; no torch.
+
+    Args:
+        data: The data section.
+        task: The task that reads its rows.
+        document: The recipe's document, for origins.
+
+    Raises:
+        BadInput: With the faults of all splits.
+        RequirementMissing: A hub data set that is neither cached nor reachable.
+    """
+    examples: dict[str, list[Example]] = {}
+    report: dict[str, dict[str, Any]] = {}
+    facts: dict[str, Any] = {}
+    problems: list[Problem] = []
+    for name, split in given_splits(data).items():
+        try:
+            rows = read_rows(split, name, document.origin(("data", name, "path")))
+            facts = facts if facts or name != "train" else task.facts(rows, split.columns)
+            checked = task.read(rows, split.columns, facts)
+        except BadInput as error:
+            problems.extend(error.problems)
+            continue
+        taken = draw(len(checked), split.max_samples, data.seed)
+        examples[name] = [checked[index] for index in taken]
+        notes = list(rows.dropped)
+        if split.max_samples is not None and split.max_samples > len(checked):
+            notes.append(f"max_samples {split.max_samples:,} is more than the {len(checked):,} rows there are")
+        columns = {key: value for key, value in rows.rows[0].items() if key != "__place__"}
+        about = split.model_dump(include={"path", "subset", "split", "revision", "source", "licence", "citation"})
+        report[name] = {**about, "columns": sorted(columns), "num_rows": len(checked), "notes": notes}
+    if problems:
+        raise BadInput(problems)
+    if "validation" not in examples:
+        examples["train"], examples["validation"] = _held_out(examples["train"], data, task, document)
+        about = f"{data.validation_fraction:g} of data.train held out (data.validation_fraction)"
+        report["validation"] = {"path": about, "num_rows": len(examples["validation"]), "notes": []}
+    for name, rows in examples.items():
+        report[name] = {**report[name], "num_examples": len(rows), **_repetitions(rows, task, name, examples)}
+    return ReadSplits(examples, facts, {name: report[name] for name in SPLITS if name in report})
+
+
+def _held_out(
+    examples: Sequence[Example], data: DataSection, task: TaskData, document: Document
+) -> tuple[list[Example], list[Example]]:
+    groups = [task.group(example) for example in examples]
+    try:
+        stay, out = hold_out(
+            [group for group, _ in groups], [stratum for _, stratum in groups], data.validation_fraction, data.seed
+        )
+    except ValueError:
+        what = f"{len(examples)} rows form one group (article, topic or text) and cannot be split"
+        remedy = "give data.validation.path, or more rows"
+        raise BadInput(Problem(document.origin(("data",)), "data.validation", what, "", remedy)) from None
+    return [examples[index] for index in stay], [examples[index] for index in out]
+
+
+def _repetitions(
+    examples: Sequence[Example], task: TaskData, name: str, splits: Mapping[str, Sequence[Example]]
+) -> dict[str, int]:
+    """Return how many examples repeat an earlier one, and how many stand in the training split too."""
+    keys = [_identity(example) for example in examples]
+    counted = {"num_repeated": len(keys) - len(set(keys))}
+    if name != "train":
+        known = {_identity(example) for example in splits["train"]}
+        counted["num_also_in_train"] = sum(key in known for key in keys)
+    return counted
+
+
+def _identity(example: Example) -> str:
+    """Return what two examples must share to be the same input, whatever their targets."""
+    messages = [message["content"] for message in example.get("messages", ())[:-1]]
+    parts = [*messages, example.get("text", ""), example.get("question", ""), example.get("context", "")]
+    return "\0".join(" ".join(part.split()) for part in parts)
+
+
+def prepare(
+    data: DataSection, model: ModelSection, task: TaskData, task_values: Mapping[str, Any], document: Document
+) -> Prepared:
+    """Return the encoded splits, from the cache where they are there.
+
+    Args:
+        data: The data section.
+        model: The model section, for its tokenizer.
+        task: The task that reads and encodes.
+        task_values: The task section's values, part of the key.
+        document: The recipe's document, for origins.
+
+    Raises:
+        BadInput: Something is wrong with the data or the tokenizer.
+        RequirementMissing: Something is to come from a hub that is out of reach.
+    """
+    prints = {
+        name: fingerprint(split, name, document.origin(("data", name, "path")))
+        for name, split in given_splits(data).items()
+    }
+    parts = {
+        "version": ENCODING_VERSION,
+        "tokenizers": version("tokenizers"),
+        "transformers": version("transformers"),
+        "data": data.model_dump(),
+        "task": dict(task_values),
+        "tokenizer": tokenizer_hash(model),
+        "files": prints,
+    }
+
+    def write(folder: Path) -> None:
+        read = read_splits(data, task, document)
+        if model.tokenizer is not None:
+            texts = (text for example in read.examples["train"] for text in _texts(example))
+            train_tokenizer(texts, model.tokenizer.vocab_size, folder / "tokenizer")
+        tokenizer = load_tokenizer(model, folder / "tokenizer" if model.tokenizer else None)
+        for name, examples in read.examples.items():
+            encoded = task.encode(examples, tokenizer)
+            read.report[name]["notes"].extend(encoded.notes)
+            read.report[name] |= {"fingerprint": prints.get(name), **_lengths(encoded.features)}
+            write_table(encoded.features.table, folder / f"{name}.features.arrow")
+            write_table(pa.Table.from_pylist(examples), folder / f"{name}.examples.arrow")
+        write_json(
+            folder / "report.json", {"splits": read.report, "facts": read.facts, "warnings": _warnings(read.report)}
+        )
+
+    folder, from_cache = entry("prepared", content_key(parts), write)
+    kept = _read_json(folder / "report.json")
+    splits = {
+        name: Split(name, Features(read_table(folder / f"{name}.features.arrow")), folder)
+        for name in SPLITS
+        if name in kept["splits"]
+    }
+    tokenizer = load_tokenizer(model, folder / "tokenizer" if model.tokenizer else None)
+    return Prepared(splits, kept["facts"], tokenizer, kept, from_cache)
+
+
+def _texts(example: Example) -> list[str]:
+    """Return the texts that a tokenizer is trained on."""
+    messages = [message["content"] for message in example.get("messages", ())]
+    return messages + [example[name] for name in ("text", "question", "context") if name in example]
+
+
+def _lengths(features: Features) -> dict[str, Any]:
+    lengths = features.lengths
+    quantiles = {f"p{share}": int(np.percentile(lengths, share)) for share in (5, 50, 95)}
+    spread = {
+        "min": int(lengths.min()),
+        **quantiles,
+        "max": int(lengths.max()),
+        "mean": round(float(lengths.mean()), 1),
+    }
+    counted = {"num_features": len(features), "num_tokens": int(lengths.sum()), "tokens_per_feature": spread}
+    labels = features.table.column("labels")
+    if not pa.types.is_large_list(labels.type):
+        numbers = Counter(features.column("labels").tolist())
+        counted["num_per_label"] = {str(label): numbers[label] for label in sorted(numbers)}
+    return counted
+
+
+def _warnings(report: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return what a user should know of the data, a sentence each."""
+    found = []
+    for name, split in report.items():
+        found += [f"data.{name}: {note}" for note in split["notes"]]
+        if split["num_repeated"]:
+            found.append(f"data.{name}: {split['num_repeated']:,} examples repeat an earlier one")
+        if split.get("num_also_in_train"):
+            found.append(f"data.{name}: {split['num_also_in_train']:,} examples stand in data.train too")
+    return found
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    import json
+
+    return json.loads(path.read_text(encoding="utf-8"))

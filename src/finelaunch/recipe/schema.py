@@ -1,0 +1,53 @@
+"""A recipe as a whole; the sections live beside the code that they configure."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from finelaunch.data.section import REPLACED_WITH_PATH, DataSection
+from finelaunch.evaluation.section import EvaluationSection
+from finelaunch.methods import MethodSection
+from finelaunch.methods.full import FullSection
+from finelaunch.models.section import ModelSection
+from finelaunch.section.base import Section
+from finelaunch.tasks import TaskSection
+from finelaunch.training.section import ANSWERS, MACHINE_SETTINGS, TrainingSection
+
+
+class Recipe(Section):
+    """What to train; the same on every machine."""
+
+    answers: ClassVar[Mapping[str, str]] = {
+        "launch": "it speaks of the machine: use --on PROFILE and launch.KEY=VALUE on the command line",
+        "cluster": "it speaks of the machine and stands in a cluster profile",
+        **{name: answer for name, answer in ANSWERS.items() if name in MACHINE_SETTINGS},
+        "deepspeed": ANSWERS["deepspeed"],
+        "fsdp": ANSWERS["fsdp"],
+    }
+
+    task: Annotated[TaskSection, Field(discriminator="name")] = Field(description="a mapping with name: what to learn")
+    model: ModelSection = Field(description="a mapping with name_or_path: what to start from")
+    data: DataSection = Field(description="a mapping with train: the rows")
+    method: MethodSection = Field(default=FullSection(), description="how the weights are changed")
+    training: TrainingSection = Field(description="a mapping with global_batch_size and learning_rate")
+    evaluation: EvaluationSection = Field(default=EvaluationSection(), description="what to measure")
+
+
+SPLITS = ("train", "validation", "test")
+
+REPLACED: dict[str, tuple[str, ...]] = {
+    **{f"data.{split}.path": REPLACED_WITH_PATH for split in SPLITS},
+    "model.name_or_path": ("revision", "init", "config", "tokenizer"),
+}
+"""What a key given anew takes away from below: another path has other columns, another model another shape."""
+
+
+def recipe_json_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a recipe file, for completion and checks in editors."""
+    schema = Recipe.model_json_schema()
+    schema["properties"]["base"] = {"type": "string", "description": "a recipe that this one changes; one level"}
+    schema.pop("required", None)
+    for definition in schema["$defs"].values():
+        definition.pop("required", None)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "finelaunch recipe"}

@@ -1,0 +1,190 @@
+"""One run: its folder, whether it is new, unfinished or finished, its manifest and its events."""
+
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Collection, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from finelaunch import __version__
+from finelaunch.errors import BadInput, Problem
+from finelaunch.run.files import append_line, read_lines, write_json, write_text
+
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "numpy", "pyarrow")
+
+
+class RunDirectory:
+    """The files of a run.
+
+    Args:
+        path: The run directory; need not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe = path / "recipe.yaml"
+        self.manifest = path / "manifest.json"
+        self.events = path / "events.jsonl"
+        self.train_log = path / "train_log.jsonl"
+        self.lock = path / "lock.json"
+        self.data_report = path / "data" / "data_report.json"
+        self.checkpoints = path / "checkpoints"
+        self.tensorboard = path / "tensorboard"
+        self.log = path / "logs" / "rank_0.log"
+        self.model = path / "model"
+        self.model_facts = path / "model" / "finelaunch.json"
+        self.predictions = path / "predictions.jsonl"
+        self.metrics = path / "metrics.json"
+
+    def exists(self) -> bool:
+        """Return whether a run was begun here."""
+        return self.recipe.exists()
+
+    def finished(self) -> bool:
+        """Return whether the run came to its end, by its own record."""
+        return any(event.get("event") == "finished" for event in read_lines(self.events))
+
+    def record(self, event: str, **facts: Any) -> None:
+        """Append an event with its time."""
+        append_line(self.events, {"time": now(), "event": event, **facts})
+
+    def begin(self, recipe: Mapping[str, Any], launch: Mapping[str, Any], command: list[str]) -> None:
+        """Write the resolved recipe and the first manifest of a new run."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        manifest = {
+            "name": self.path.name,
+            "finelaunch": __version__,
+            "commit": _commit(),
+            "created": now(),
+            "command": command,
+            "launch": dict(launch),
+            "host": _host(),
+            "versions": _versions(),
+            "warnings": [],
+        }
+        write_json(self.manifest, manifest)
+        text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
+        write_text(self.recipe, text)
+        self.record("created")
+
+    def stated(self) -> dict[str, Any]:
+        """Return the recipe and profile that the run was begun with, ``launch`` beside the sections of the recipe."""
+        recipe = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
+        return {**recipe, "launch": self.read_manifest().get("launch", {})}
+
+    def read_manifest(self) -> dict[str, Any]:
+        """Return the manifest."""
+        return json.loads(self.manifest.read_text(encoding="utf-8"))
+
+    def note(self, **sections: Any) -> None:
+        """Set sections of the manifest."""
+        write_json(self.manifest, {**self.read_manifest(), **sections})
+
+    def warn(self, text: str) -> bool:
+        """Add a line to the manifest's warnings; return whether it is new."""
+        manifest = self.read_manifest()
+        if text in manifest["warnings"]:
+            return False
+        manifest["warnings"].append(text)
+        write_json(self.manifest, manifest)
+        return True
+
+    def set_aside(self) -> Path:
+        """Rename the folder to the first free ``NAME.N`` and return that."""
+        number = 1
+        while (aside := self.path.with_name(f"{self.path.name}.{number}")).exists():
+            number += 1
+        self.path.rename(aside)
+        return aside
+
+
+def differences(
+    before: Mapping[str, Any], after: Mapping[str, Any], allowed: Collection[str]
+) -> list[tuple[str, Any, Any]]:
+    """Return the dotted keys whose values differ, with both values; those below an ``allowed`` key are left out."""
+    found = []
+    for key in sorted({*before, *after}):
+        if before.get(key) != after.get(key) and not any(key == word or key.startswith(f"{word}.") for word in allowed):
+            found.append((key, before.get(key), after.get(key)))
+    return found
+
+
+def refuse_differences(run: RunDirectory, found: list[tuple[str, Any, Any]]) -> None:
+    """Raise what a run that was begun otherwise answers.
+
+    Raises:
+        BadInput: ``found`` is not empty.
+    """
+    if found:
+        remedy = "--fresh begins anew and keeps the old run, --name names another, --allow-change KEY permits one"
+        raise BadInput(
+            Problem(str(run.path), key, f"the run was begun with {old!r}, asked for is {new!r}", "", remedy)
+            for key, old, new in found
+        )
+
+
+def now() -> str:
+    """Return the time in UTC, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _host() -> dict[str, Any]:
+    return {
+        "name": socket.gethostname(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "num_cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "executable": sys.executable,
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _commit() -> str | None:
+    """Return the commit of the checkout that this package runs from, ``+`` where it has changes, or None."""
+    folder = Path(__file__).parent
+    call = ["git", "-C", str(folder)]
+    try:
+        top = subprocess.run(
+            [*call, "rev-parse", "--show-toplevel", "HEAD"], capture_output=True, text=True, timeout=10
+        )
+        if top.returncode or Path(top.stdout.splitlines()[0]) not in folder.parents:
+            return None
+        if not (Path(top.stdout.splitlines()[0]) / "src" / "finelaunch").exists():
+            return None
+        dirty = subprocess.run([*call, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return top.stdout.splitlines()[1] + ("+" if dirty.stdout.strip() else "")
+
+
+class Stopwatch:
+    """Seconds of the stages of a run, by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._since = time.perf_counter()
+
+    def lap(self, name: str) -> float:
+        """Book the time since the last call under ``name`` and return it."""
+        elapsed = time.perf_counter() - self._since
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + elapsed, 3)
+        self._since = time.perf_counter()
+        return elapsed

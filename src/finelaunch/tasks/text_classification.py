@@ -1,0 +1,169 @@
+"""Text classification: one label of any number a text."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from finelaunch.data.checks import RowError, check_rows, column_names, text_in
+from finelaunch.data.features import Features
+from finelaunch.data.sources import Rows
+from finelaunch.errors import BadInput, Problem
+from finelaunch.metrics.classification import classification_metrics
+from finelaunch.section.base import Section, SettingError
+from finelaunch.tasks.base import IGNORED, Batch, Encoded, Example, Measured, in_chunks, pad_inputs
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class TextClassificationSection(Section):
+    """One label a text."""
+
+    name: Literal["text_classification"] = Field(description="the task")
+    max_length: int = Field(
+        default=256, ge=8, description="tokens a text; what is longer is cut at the end and counted"
+    )
+    label_names: list[str] | None = Field(
+        default=None, min_length=2, description="names of the labels 0, 1, …; by default from the data"
+    )
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "TextClassificationSection":
+        if self.label_names and len(set(self.label_names)) < len(self.label_names):
+            raise SettingError("label_names", "a name stands twice")
+        return self
+
+
+class TextClassification:
+    """Texts into one of N labels."""
+
+    columns = {"text": "the text", "label": "a label's name, or its number from 0"}
+    auto_class = "AutoModelForSequenceClassification"
+
+    def __init__(self, section: TextClassificationSection) -> None:
+        self.section = section
+
+    def facts(self, rows: Rows, given: Mapping[str, str]) -> dict[str, Any]:
+        """Return ``label_names``: those of the recipe, of the source, or of the labels found, sorted."""
+        names = self.section.label_names or rows.class_names
+        if names is None:
+            column = column_names(rows, self.columns, given)["label"]
+            found = {row[column] for row in rows.rows if isinstance(row[column], (str, int))}
+            numbers = [_number(label) for label in found]
+            if None in numbers:
+                names = sorted(map(str, found))
+            else:
+                names = [str(number) for number in range(max(numbers, default=-1) + 1)]
+        if len(names) < 2:
+            what = f"only the label {names[0]!r}" if names else "no labels"
+            raise BadInput(Problem(rows.origin, f"{rows.key}", what, "two labels or more"))
+        return {"label_names": list(names)}
+
+    def read(self, rows: Rows, given: Mapping[str, str], facts: Mapping[str, Any]) -> list[Example]:
+        """Return examples ``{id, text, label}`` with the label as its number."""
+        names = column_names(rows, self.columns, given)
+        numbers = {name: number for number, name in enumerate(facts["label_names"])}
+        allowed = f"one of {', '.join(numbers)} or 0 to {len(numbers) - 1}"
+
+        def read(index: int, row: Mapping[str, Any]) -> Example:
+            label = row[names["label"]]
+            number = numbers.get(label) if isinstance(label, str) else None
+            number = _number(label) if number is None else number
+            if number is None or not 0 <= number < len(numbers):
+                remedy = "correct the row, or list all labels in task.label_names"
+                raise RowError(names["label"], f"{label!r:.60} is not a label", allowed, remedy)
+            return {"id": str(row.get("id", index)), "text": text_in(row, names["text"]), "label": number}
+
+        return check_rows(rows, read)
+
+    def ask(self, inputs: Mapping[str, Any], identity: str) -> Example:
+        """Return an example from ``text``."""
+        return {"id": identity, "text": text_in(inputs, "text"), "label": 0}
+
+    def group(self, example: Example) -> tuple[str, str]:
+        """Return the text, so that equal texts stay together, and the label as stratum."""
+        return example["text"], str(example["label"])
+
+    def encode(self, examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase") -> Encoded:
+        """Return one feature an example, its label as ``labels``."""
+        columns: dict[str, list[Any]] = defaultdict(list)
+        num_cut = 0
+
+        def encode(chunk: Sequence[Example]) -> None:
+            nonlocal num_cut
+            texts = [example["text"] for example in chunk]
+            encoded = tokenizer(texts, truncation=True, max_length=self.section.max_length, return_attention_mask=False)
+            num_cut += sum(bool(encoding.overflowing) for encoding in encoded.encodings or ())
+            for name in encoded:
+                columns[name].extend(encoded[name])
+
+        in_chunks(examples, encode)
+        columns["labels"] = [example["label"] for example in examples]
+        columns["example"] = list(range(len(examples)))
+        share = f"{num_cut:,} of {len(examples):,} texts cut at task.max_length {self.section.max_length}"
+        return Encoded(Features.from_lists(columns), (share,) if num_cut else ())
+
+    def model_config(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the label names as the model's config keeps them."""
+        names = facts["label_names"]
+        return {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
+
+    def prepare(self, model: "PreTrainedModel") -> None:
+        """Leave the model as it is; let the padding be known to decoders, which read the last real token."""
+        if model.config.pad_token_id is None:
+            model.config.pad_token_id = model.config.eos_token_id
+
+    def collate(self, rows: Sequence[Mapping[str, Any]], tokenizer: "PreTrainedTokenizerBase") -> Batch:
+        """Return padded inputs and ``labels`` ``[batch]``."""
+        import torch
+
+        labels = torch.tensor([int(row["labels"]) for row in rows], dtype=torch.int64)
+        return {**pad_inputs(rows, tokenizer), "labels": labels}
+
+    def row_losses(self, outputs: Mapping[str, "torch.Tensor"], labels: "torch.Tensor") -> "torch.Tensor":
+        """Return the cross-entropy of ``logits`` ``[batch, labels]``, one a row."""
+        from torch.nn.functional import cross_entropy
+
+        return cross_entropy(outputs["logits"].float(), labels, ignore_index=IGNORED, reduction="none")
+
+    def results(
+        self, outputs: Mapping[str, "torch.Tensor"], features: Features, ids: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Return the probabilities, float32 ``[batch, labels]``."""
+        return {"scores": outputs["logits"].float().softmax(-1).cpu().numpy()}
+
+    def measure(
+        self,
+        examples: Sequence[Example],
+        features: Features,
+        results: Mapping[str, np.ndarray],
+        facts: Mapping[str, Any],
+        threshold: float | None,
+    ) -> Measured:
+        """Return accuracy, F1 and the confusion matrix; predictions with the probability of every label."""
+        names = facts["label_names"]
+        labels = np.array([example["label"] for example in examples])
+        predicted = results["scores"].argmax(-1)
+        metrics = classification_metrics(labels, predicted, names)
+        predictions = [
+            {
+                "id": example["id"],
+                "prediction": names[number],
+                "scores": {name: round(float(score), 6) for name, score in zip(names, scores, strict=True)},
+                "reference": names[example["label"]],
+            }
+            for example, number, scores in zip(examples, predicted, results["scores"], strict=True)
+        ]
+        return Measured(metrics, predictions, (predicted.tolist(), labels.tolist()))
+
+
+def _number(label: Any) -> int | None:
+    if isinstance(label, bool):
+        return None
+    if isinstance(label, int):
+        return label
+    return int(label) if isinstance(label, str) and label.isascii() and label.isdigit() else None

@@ -1,0 +1,1 @@
+"""One training path for every task and method."""
