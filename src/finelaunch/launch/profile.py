@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from finelaunch.recipe.load import find, read_file
-from finelaunch.section.base import Section, build
+from finelaunch.section.base import Section, SettingError, build
 from finelaunch.section.document import Document, merge
 
 
@@ -35,6 +35,13 @@ class Profile(Section):
     per_device_eval_batch_size: int = Field(default=32, ge=1, description="rows a forward pass of evaluation")
     activation_checkpointing: bool = Field(default=False, description="recompute activations: less memory, slower")
     dataloader_num_workers: int = Field(default=0, ge=0, description="processes that make batches; 0: this one")
+
+    @model_validator(mode="after")
+    def _precision_of_cpu(self) -> "Profile":
+        if self.device == "cpu" and self.precision in ("bf16", "fp16"):
+            what = f"{self.precision} on a CPU is not offered: it takes up to 100 times as long as fp32"
+            raise SettingError("precision", what, "fp32 or auto", "use launch.precision=fp32 or --on gpu")
+        return self
 
 
 def load_profile(name: str, overrides: Document | None = None) -> tuple[Profile, Document, Path]:

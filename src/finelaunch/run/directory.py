@@ -18,6 +18,7 @@ import yaml
 from finelaunch import __version__
 from finelaunch.errors import BadInput, Problem
 from finelaunch.run.files import append_line, read_lines, write_json, write_text
+from finelaunch.run.lock import RunLock
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "numpy", "pyarrow")
 
@@ -48,6 +49,10 @@ class RunDirectory:
     def exists(self) -> bool:
         """Return whether a run was begun here."""
         return self.recipe.exists()
+
+    def has_trained(self) -> bool:
+        """Return whether training was begun here; a run that failed before it holds nothing to keep."""
+        return self.exists() and any(event.get("event") == "training" for event in read_lines(self.events))
 
     def finished(self) -> bool:
         """Return whether the run came to its end, by its own record."""
@@ -97,6 +102,17 @@ class RunDirectory:
         manifest["warnings"].append(text)
         write_json(self.manifest, manifest)
         return True
+
+    def begin_anew(self) -> Path:
+        """Set the old run aside and return where it is kept.
+
+        Raises:
+            BadInput: Another process is writing it.
+        """
+        with RunLock(self.lock):
+            aside = self.set_aside()
+            (aside / self.lock.name).unlink(missing_ok=True)
+        return aside
 
     def set_aside(self) -> Path:
         """Rename the folder to the first free ``NAME.N`` and return that."""

@@ -60,11 +60,6 @@ def settle(placement: Placement) -> Placement:
     import torch
 
     if placement.device == "cpu":
-        if placement.precision in ("bf16", "fp16"):
-            raise RequirementMissing(
-                f"launch.precision: {placement.precision} on a CPU is not offered (bf16 takes about 100 times as long as "
-                "fp32 without AVX-512); use launch.precision=fp32 or --on gpu"
-            )
         return replace(placement, precision="fp32")
     if not torch.cuda.is_available():
         raise RequirementMissing("launch.device: no CUDA device is visible to torch; use --on cpu, or check nvidia-smi")

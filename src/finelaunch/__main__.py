@@ -1,0 +1,6 @@
+"""``python -m finelaunch``."""
+
+from finelaunch.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,324 @@
+"""The command line. Verbs that only read a recipe load neither torch nor transformers."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from finelaunch import __version__
+from finelaunch.errors import EXIT_FAILURE, EXIT_STOPPED, BadInput, FinelaunchError, Problem
+
+app = typer.Typer(
+    name="finelaunch",
+    help="One recipe, every machine: fine-tuning that is verified, resumable and measured.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's path or name, such as imdb/smoke.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as training.learning_rate=3e-5.")
+]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run directory, a run's name below runs/, or its model.")]
+On = Annotated[
+    str | None,
+    typer.Option("--on", metavar="PROFILE", help="Launch profile; by default gpu if CUDA is there, else cpu."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(f"finelaunch {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="Print this recipe's file.")] = None,
+    as_json: AsJson = False,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of a recipe.")] = False,
+) -> None:
+    """List the recipes that resolve from here, or print one."""
+    from finelaunch.recipe.load import find, names
+    from finelaunch.recipe.schema import recipe_json_schema
+
+    if schema:
+        print(json.dumps(recipe_json_schema(), indent=2))
+        return
+    if name is not None:
+        print(find(name, "recipes").read_text(encoding="utf-8"), end="")
+        return
+    listed = {recipe: _first_comment(find(recipe, "recipes")) for recipe in names("recipes")}
+    if as_json:
+        print(json.dumps(listed, indent=2))
+        return
+    width = max(map(len, listed), default=0)
+    for recipe, about in listed.items():
+        print(f"{recipe:<{width}}  {about}")
+
+
+@app.command()
+def validate(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    on: On = None,
+    data: Annotated[bool, typer.Option("--data", help="Read and check all rows, too.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say everything that is wrong with a recipe, at once."""
+    from finelaunch.data.sources import HUB_PREFIX, resolve
+    from finelaunch.preparation import given_splits, read_splits
+    from finelaunch.recipe.load import load_recipe, read_overrides
+    from finelaunch.tasks import task_for
+
+    given = read_overrides(overrides or ())
+    problems: list[Problem] = []
+    profile_names = [on] if on else []
+    try:
+        loaded, document = load_recipe(recipe, given["recipe"])
+    except BadInput as error:
+        problems += error.problems
+        loaded = document = None
+    for profile in profile_names:
+        problems += _profile_problems(profile, given["launch"], loaded)
+    if loaded is None or document is None:
+        raise BadInput(problems)
+    for name, split in given_splits(loaded.data).items():
+        if not split.path.startswith(HUB_PREFIX):
+            try:
+                resolve(split.path, f"data.{name}.path", document.origin(("data", name, "path")))
+            except BadInput as error:
+                problems += error.problems
+    problems += _model_problems(loaded, document)
+    if problems:
+        raise BadInput(problems)
+    counts: dict[str, int] = {}
+    if data:
+        counts = {
+            name: len(rows) for name, rows in read_splits(loaded.data, task_for(loaded.task), document).examples.items()
+        }
+    if as_json:
+        print(json.dumps({"valid": True, "task": loaded.task.name, "num_examples": counts}))
+        return
+    rows = "; ".join(f"{name} {count:,} rows" for name, count in counts.items())
+    print(f"{recipe}: valid ({loaded.task.name}{'; ' + rows if rows else ''})")
+
+
+def _profile_problems(profile: str, overrides: Any, recipe: Any) -> list[Problem]:
+    from finelaunch.launch.plan import place
+    from finelaunch.launch.profile import load_profile
+
+    try:
+        section, document, _ = load_profile(profile, overrides)
+        if recipe is not None:
+            place(recipe.training.global_batch_size, section, document)
+    except BadInput as error:
+        return error.problems
+    return []
+
+
+def _model_problems(recipe: Any, document: Any) -> list[Problem]:
+    from finelaunch.models.load import local_folder
+
+    if recipe.model.name_or_path is None:
+        return []
+    try:
+        local_folder(recipe.model, document.origin(("model", "name_or_path")))
+    except BadInput as error:
+        return error.problems
+    return []
+
+
+@app.command()
+def train(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    on: On = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the run below runs/.")] = None,
+    run_dir: Annotated[Path | None, typer.Option("--run-dir", help="The run directory itself.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew; the old run is renamed, never deleted.")] = False,
+    allow_change: Annotated[
+        list[str] | None, typer.Option("--allow-change", metavar="KEY", help="Continue although this key differs.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fine-tune, evaluate before and after, and write a run directory; the same command continues an unfinished run."""
+    from finelaunch.launch.profile import load_profile
+    from finelaunch.pipeline import Job, run_directory, train_recipe
+    from finelaunch.recipe.load import find, load_recipe, read_overrides
+    from finelaunch.run import log
+
+    given = read_overrides(overrides or ())
+    loaded, document = load_recipe(recipe, given["recipe"])
+    log.set_up()
+    _refuse_ranks()
+    profile_name = _profile_or_default(on)
+    profile, profile_document, _ = load_profile(profile_name, given["launch"])
+    run = run_directory(name, run_dir, find(recipe, "recipes"))
+    if fresh and run.exists():
+        log.say(f"the old run is kept in {run.begin_anew()}")
+    log.say(f"run {run.path} on {profile_name}{'' if on else ' (chosen by the device; --on PROFILE states it)'}")
+    metrics = train_recipe(Job(loaded, document, profile, profile_document), run, allow_change or ())
+    if as_json:
+        print(json.dumps(metrics))
+        return
+    _print_table(f"{loaded.task.name} on data.test" if metrics["eval"] else loaded.task.name, metrics)
+    print(f"run directory: {run.path}")
+
+
+@app.command()
+def evaluate(
+    run: RunName,
+    data: Annotated[Path | None, typer.Option("--data", help="Measure on this file instead of data.test.")] = None,
+    on: On = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a finished run's model, with the threshold that was chosen in training."""
+    from finelaunch.evaluation.finished import find_model
+    from finelaunch.run import log
+
+    folder = find_model(run)
+    log.set_up()
+    profile = _machine(on)
+    from finelaunch.evaluation.again import evaluate_again
+
+    figures, source = evaluate_again(folder, data, profile)
+    if as_json:
+        print(json.dumps(figures))
+        return
+    _print_table(f"{figures['task']} on {source}", {"task": figures["task"], "eval": figures})
+
+
+@app.command()
+def predict(
+    run: RunName,
+    question: Annotated[str | None, typer.Option(help="Question answering: the question.")] = None,
+    context: Annotated[str | None, typer.Option(help="Question answering: the passage.")] = None,
+    text: Annotated[str | None, typer.Option(help="Classification: the text. Causal LM: the prompt.")] = None,
+    file: Annotated[Path | None, typer.Option(help="JSONL with the same keys, one object a line.")] = None,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Causal LM: 0 takes the likeliest token.")] = 0.0,
+    top_k: Annotated[int, typer.Option(min=0, help="Causal LM: draw from so many tokens; 0: all.")] = 0,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Causal LM: draw from so much probability.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Causal LM: seed of the draws.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Causal LM: longest answer in tokens.")] = 64,
+    on: On = None,
+    as_json: AsJson = False,
+) -> None:
+    """Answer new inputs with a finished run's model."""
+    from finelaunch.evaluation.finished import find_model
+    from finelaunch.evaluation.predict import read_inputs
+    from finelaunch.run import log
+
+    folder = find_model(run)
+    given = {"question": question, "context": context, "text": text}
+    inputs = read_inputs({key: value for key, value in given.items() if value is not None}, file)
+    log.set_up()
+    profile = _machine(on)
+    from finelaunch.evaluation.generate import Generation
+    from finelaunch.evaluation.predict import predict_inputs
+
+    how = Generation(max_new_tokens, temperature, top_k, top_p, seed)
+    rows = predict_inputs(folder, inputs, how, profile)
+    for row in rows:
+        print(json.dumps(row, ensure_ascii=False) if as_json or file else row["prediction"] or "(no answer)")
+
+
+@app.command()
+def score(
+    predictions: Annotated[Path, typer.Argument(metavar="PREDICTIONS", help="JSON: {id: answer}.")],
+    data: Annotated[Path, typer.Option("--data", help="The SQuAD 2.0 JSON with the questions.")],
+    task: Annotated[str, typer.Option("--task", help="The task; question_answering.")] = "question_answering",
+    no_answer_probabilities: Annotated[
+        Path | None, typer.Option("--no-answer-probabilities", help="JSON: {id: score}, higher means no answer.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score a predictions file as the official SQuAD 2.0 evaluation does."""
+    from finelaunch.metrics.squad_files import score_files
+    from finelaunch.reporting.figures import figure_text
+
+    if task != "question_answering":
+        raise BadInput(Problem("command line", "--task", f"{task!r} has no file format", "question_answering"))
+    scored = score_files(predictions, data, no_answer_probabilities)
+    for warning in scored.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if as_json:
+        print(json.dumps(scored.metrics))
+        return
+    for key, value in scored.metrics.items():
+        print(f"{key:<20} {figure_text(value)}")
+
+
+def _first_comment(path: Path) -> str:
+    """Return the first comment line of a recipe that is not for editors: what it is."""
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        text = line.removeprefix("#").strip()
+        if line.startswith("#") and text and not text.startswith("yaml-language-server"):
+            return text
+    return ""
+
+
+def _refuse_ranks() -> None:
+    """Refuse to be one of several ranks: each would train alone, on the same run directory."""
+    world_size = os.environ.get("WORLD_SIZE", "1")
+    if world_size not in ("", "1"):
+        what = f"started as one of {world_size} processes, and this version trains on one"
+        raise BadInput(
+            Problem("environment", "WORLD_SIZE", what, "", "start finelaunch without torchrun or accelerate")
+        )
+
+
+def _profile_or_default(on: str | None) -> str:
+    """Return the profile's name: the one asked for, else ``gpu`` where torch sees one, else ``cpu``."""
+    from finelaunch.training.placement import cuda_is_there, expose_one_gpu
+
+    expose_one_gpu()
+    return on or ("gpu" if cuda_is_there() else "cpu")
+
+
+def _machine(on: str | None) -> Any:
+    """Return the settled placement of evaluation and prediction."""
+    from finelaunch.launch.plan import place
+    from finelaunch.launch.profile import load_profile
+    from finelaunch.training.placement import settle
+
+    profile, document, _ = load_profile(_profile_or_default(on))
+    return settle(place(profile.per_device_batch_size or 1, profile, document))
+
+
+def _print_table(title: str, metrics: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from finelaunch.reporting.figures import figure_rows, figure_text
+
+    rows = figure_rows(metrics)
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for column in rows[0][1] if rows else ():
+        table.add_column(column, justify="right")
+    for name, values in rows:
+        table.add_row(name, *map(figure_text, values.values()))
+    Console().print(table)
+
+
+def main() -> None:
+    """Run the command line; every end that a user can act on is one message and an exit code."""
+    try:
+        app(standalone_mode=True)
+    except FinelaunchError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(EXIT_STOPPED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_FAILURE)

@@ -1,0 +1,79 @@
+"""Answers of a causal LM to prompts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from finelaunch.tasks.base import pad_inputs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How answers are drawn.
+
+    Args:
+        max_new_tokens: Longest answer, in tokens.
+        temperature: 0 takes the likeliest token each time; above, tokens are drawn.
+        top_k: Draw from the k likeliest tokens; 0: from all.
+        top_p: Draw from the fewest tokens that have this probability together.
+        seed: Seed of the draws.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+def generate(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[Sequence[int]],
+    how: Generation,
+    batch_size: int = 8,
+) -> list[str]:
+    """Return the answer to each prompt.
+
+    Args:
+        model: The model; left in the mode it was in.
+        tokenizer: Its tokenizer.
+        prompts: Token ids of each prompt. Where a prompt and its answer exceed the model's positions, the prompt loses
+            its first tokens.
+        how: How answers are drawn.
+        batch_size: Prompts at a time; they are padded on the left.
+    """
+    import torch
+    from transformers import set_seed
+
+    limit = getattr(model.config, "max_position_embeddings", None)
+    room = limit - how.max_new_tokens if limit else None
+    if room is not None and room < 1:
+        room = 1
+    rows = [{"input_ids": np.asarray(prompt if room is None else prompt[-room:])} for prompt in prompts]
+    drawn = {"do_sample": True, "temperature": how.temperature, "top_k": how.top_k, "top_p": how.top_p}
+    greedy = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+    training = model.training
+    model.eval()
+    set_seed(how.seed)
+    answers = []
+    with torch.inference_mode():
+        for start in range(0, len(rows), batch_size):
+            batch = pad_inputs(rows[start : start + batch_size], tokenizer, left=True)
+            batch.pop("token_type_ids", None)
+            length = batch["input_ids"].shape[1]
+            tokens = model.generate(
+                **{name: tensor.to(model.device) for name, tensor in batch.items()},
+                max_new_tokens=min(how.max_new_tokens, limit - length) if limit else how.max_new_tokens,
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                **(drawn if how.temperature > 0 else greedy),
+            )
+            answers += tokenizer.batch_decode(tokens[:, length:], skip_special_tokens=True)
+    model.train(training)
+    return [answer.strip() for answer in answers]

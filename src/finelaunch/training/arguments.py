@@ -1,0 +1,67 @@
+"""From the recipe's ``training`` section and a placement to ``TrainingArguments``: every argument stated once."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
+
+from finelaunch.training.placement import Placement
+from finelaunch.training.section import TrainingSection
+
+OFFERED_AS_IS = (
+    "learning_rate",
+    "num_train_epochs",
+    "max_steps",
+    "warmup_steps",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "optim",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "logging_steps",
+    "eval_strategy",
+    "save_strategy",
+    "save_total_limit",
+    "seed",
+)
+"""Fields of the section that are passed on under the same name."""
+
+
+def training_arguments(section: TrainingSection, placement: Placement, checkpoints: Path) -> TrainingArguments:
+    """Return the arguments of the Trainer.
+
+    Args:
+        section: The recipe's section.
+        placement: A settled placement.
+        checkpoints: Where checkpoints go.
+    """
+    offered: dict[str, Any] = {name: getattr(section, name) for name in OFFERED_AS_IS}
+    if section.eval_steps is not None:
+        offered["eval_steps"] = section.eval_steps
+    if section.save_steps is not None:
+        offered["save_steps"] = section.save_steps
+    return TrainingArguments(
+        output_dir=str(checkpoints),
+        **offered,
+        logging_strategy="steps",
+        per_device_train_batch_size=placement.per_device_batch_size,
+        gradient_accumulation_steps=placement.gradient_accumulation_steps,
+        per_device_eval_batch_size=placement.per_device_eval_batch_size,
+        gradient_checkpointing=placement.activation_checkpointing,
+        use_cpu=placement.device == "cpu",
+        bf16=placement.precision == "bf16",
+        fp16=placement.precision == "fp16",
+        full_determinism=section.deterministic,
+        # What makes the loss and the resumed run independent of how a batch was cut; see the loss rule.
+        label_names=["labels"],
+        remove_unused_columns=False,
+        average_tokens_across_devices=True,
+        logging_nan_inf_filter=False,
+        ignore_data_skip=False,
+        ddp_find_unused_parameters=False,
+        disable_tqdm=True,
+        report_to=[],
+    )

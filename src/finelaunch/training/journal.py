@@ -1,0 +1,153 @@
+"""What a training run writes down and shows while it runs: train_log.jsonl, a progress bar or plain lines."""
+
+import sys
+import time
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import TrainerCallback, set_seed
+
+from finelaunch.data.sampler import GlobalBatchSampler, padding_fraction
+from finelaunch.run.directory import RunDirectory
+from finelaunch.run.files import append_line, read_lines, write_lines
+from finelaunch.run.log import console, say
+
+
+class Dropout(TrainerCallback):
+    """Gives every rank its own random masks; a resumed run restores its states after this.
+
+    Args:
+        seed: The seed of the run.
+        rank: This rank.
+    """
+
+    def __init__(self, seed: int, rank: int = 0) -> None:
+        self.seed = seed + 1000 * (1 + rank)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Set the random states."""
+        set_seed(self.seed)
+
+
+class Journal(TrainerCallback):
+    """Counts rows and tokens of every step and writes a line an interval.
+
+    Args:
+        run: The run directory.
+        sampler: The sampler of the run, which knows the rows of every step.
+    """
+
+    def __init__(self, run: RunDirectory, sampler: GlobalBatchSampler) -> None:
+        self.run = run
+        self.sampler = sampler
+        self.total_rows = self.total_tokens = 0
+        self.total_seconds = 0.0
+        self.last_loss: float | None = None
+        self.evaluated_step: int | None = None
+        self.progress: Progress | None = None
+        self._epoch: int | None = None
+        self._batches: list[Any] = []
+        self._steps: list[tuple[int, int]] = []
+        self._rows = 0
+        self._seconds = 0.0
+        self._since = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Drop lines of steps that will be done again, and start the bar on a terminal."""
+        kept = [row for row in read_lines(self.run.train_log) if row["step"] <= state.global_step]
+        write_lines(self.run.train_log, kept)
+        self._since = time.perf_counter()
+        if sys.stderr.isatty():
+            self.progress = _bar()
+            self.progress.add_task("train", total=state.max_steps, completed=state.global_step, figures="")
+            self.progress.start()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Count the step that was just done."""
+        epoch, place = divmod(state.global_step - 1, self.sampler.num_global_batches)
+        if epoch != self._epoch:
+            self._epoch, self._batches = epoch, self.sampler.global_batches(epoch)
+        batch = self._batches[place]
+        self._steps.append(self.sampler.tokens(batch))
+        self._rows += int((batch >= 0).sum())
+        self._lap(count=True)
+        if self.progress is not None:
+            self.progress.update(self.progress.task_ids[0], completed=state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Write the interval down."""
+        logs = logs or {}
+        if "loss" not in logs:
+            return
+        tokens, seconds = sum(real for real, _ in self._steps), max(self._seconds, 1e-9)
+        row = {
+            "step": state.global_step,
+            "epoch": round(float(state.epoch or 0.0), 4),
+            "loss": logs["loss"],
+            "grad_norm": logs.get("grad_norm"),
+            "learning_rate": logs.get("learning_rate"),
+            "tokens_per_second": round(tokens / seconds, 1),
+            "samples_per_second": round(self._rows / seconds, 3),
+            "padding_fraction": round(padding_fraction(self._steps), 5),
+        }
+        append_line(self.run.train_log, row)
+        self.last_loss = logs["loss"]
+        self.total_rows += self._rows
+        self.total_tokens += tokens
+        self.total_seconds += self._seconds
+        seconds_per_step = self._seconds / max(len(self._steps), 1)
+        self._steps, self._rows, self._seconds = [], 0, 0.0
+        self._show(row, state.max_steps, seconds_per_step)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, Any] | None = None, **_: Any) -> None:
+        """Record the figures on the validation split; its time is not training time."""
+        figures = {name.removeprefix("eval_"): value for name, value in (metrics or {}).items()}
+        self.evaluated_step = state.global_step
+        self.run.record("evaluated", step=state.global_step, validation=figures)
+        shown = ("accuracy", "exact_match", "f1", "perplexity", "loss")
+        text = "  ".join(f"{name} {figures[name]:.4g}" for name in shown if name in figures)
+        say(f"step {state.global_step}: validation {text}")
+        self._lap(count=False)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Record the checkpoint; its time is not training time."""
+        self.run.record("saved", step=state.global_step)
+        self._lap(count=False)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Take the bar away."""
+        self.close()
+
+    def close(self) -> None:
+        """Take the bar away, however training ended."""
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+
+    def _lap(self, count: bool) -> None:
+        moment = time.perf_counter()
+        if count:
+            self._seconds += moment - self._since
+        self._since = moment
+
+    def _show(self, row: dict[str, Any], max_steps: int, seconds_per_step: float) -> None:
+        figures = f"loss {row['loss']:.4f}  {row['tokens_per_second']:,.0f} tokens/s"
+        if self.progress is not None:
+            self.progress.update(self.progress.task_ids[0], figures=figures)
+            return
+        remaining = (max_steps - row["step"]) * seconds_per_step
+        rate = f"learning rate {row['learning_rate']:.3g}"
+        clock = f"{int(remaining // 60)}:{int(remaining % 60):02d} left"
+        say(f"step {row['step']}/{max_steps}  epoch {row['epoch']:.2f}  {figures}  {rate}  {clock}")
+
+
+def _bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
