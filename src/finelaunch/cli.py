@@ -165,7 +165,8 @@ def train(
     if fresh and run.exists():
         log.say(f"the old run is kept in {run.begin_anew()}")
     log.say(f"run {run.path} on {profile_name}{'' if on else ' (chosen by the device; --on PROFILE states it)'}")
-    metrics = train_recipe(Job(loaded, document, profile, profile_document), run, allow_change or ())
+    job = Job(loaded, document, profile, profile_document, profile_name)
+    metrics = train_recipe(job, run, allow_change or ())
     if as_json:
         print(json.dumps(metrics))
         return
@@ -300,7 +301,8 @@ def _print_table(title: str, metrics: dict[str, Any]) -> None:
     from finelaunch.reporting.figures import figure_rows, figure_text
 
     rows = figure_rows(metrics)
-    table = Table(title=title, title_justify="left")
+    print(title)
+    table = Table()
     table.add_column("")
     for column in rows[0][1] if rows else ():
         table.add_column(column, justify="right")

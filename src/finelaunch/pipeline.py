@@ -39,12 +39,14 @@ class Job:
         document: The document behind it, for origins.
         profile: The launch profile.
         profile_document: The document behind that.
+        profile_name: What the profile is called.
     """
 
     recipe: Recipe
     document: Document
     profile: Profile
     profile_document: Document
+    profile_name: str
 
     def stated(self) -> dict[str, Any]:
         """Return all values, the profile's under ``launch``."""
@@ -73,6 +75,7 @@ def train_recipe(job: Job, run: RunDirectory, allow_change: Collection[str] = ()
     with RunLock(run.lock):
         if not run.has_trained():
             run.begin(job.recipe.model_dump(mode="json"), job.profile.model_dump(mode="json"), sys.argv)
+        run.note(profile=job.profile_name)
         log.set_up(run.log)
         run.record("started")
         try:

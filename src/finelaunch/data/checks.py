@@ -1,5 +1,6 @@
 """Checks that every task makes on its rows, said with file, row, column and remedy."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -44,20 +45,24 @@ def column_names(rows: Rows, wanted: Mapping[str, str], given: Mapping[str, str]
     return names
 
 
-def check_rows(rows: Rows, read: Callable[[int, Mapping[str, Any]], dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return ``read(index, row)`` for every row, and say all that is wrong at once.
+def check_rows(rows: Rows, read: Callable[[Mapping[str, Any]], dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return ``id`` and ``read(row)`` for every row, and say all that is wrong at once.
 
     Args:
-        rows: The rows.
+        rows: The rows; one without ``id`` gets its number, from 0.
         read: Turns a row into an example, or raises :class:`RowError`.
 
     Raises:
-        BadInput: With the first 20 faults and the number of the others.
+        BadInput: With the first 20 faults, an id given twice among them, and the number of the others.
     """
     examples, problems, num_faults = [], [], 0
-    for index, row in enumerate(rows.rows):
+    ids = [str(index if row.get("id") is None else row["id"]) for index, row in enumerate(rows.rows)]
+    times = Counter(ids)
+    for index, (identity, row) in enumerate(zip(ids, rows.rows, strict=True)):
         try:
-            examples.append(read(index, row))
+            if times[identity] > 1:
+                raise RowError("id", f"{identity!r:.60} stands {times[identity]} times", "one row an id")
+            examples.append({"id": identity, **read(row)})
         except RowError as error:
             num_faults += 1
             if num_faults <= MAX_PROBLEMS:

@@ -7,20 +7,24 @@ library alone; only ``hub:`` paths load the ``datasets`` package. What a row mus
 import csv
 import hashlib
 import importlib.util
+import io
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from finelaunch.data.section import SplitSection
 from finelaunch.errors import BadInput, Problem, RequirementMissing
+from finelaunch.metrics.squad_files import squad_questions
 from finelaunch.section.base import nearest
 
 PACKAGE_PREFIX = "package:"
 HUB_PREFIX = "hub:"
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+UNLABELLED = "unsup"
+"""The folder of aclImdb whose texts have no label."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,6 @@ class Rows:
         rows: One dict a row, under the column names of the data.
         key: The split's dotted key in the recipe, such as ``data.train``.
         origin: The file, folder or hub name.
-        row_word: What a row is called in messages: ``row`` or ``line``, counted from 1.
         class_names: Names of integer labels, where the source knows them.
         dropped: What was left out on purpose, a sentence each.
     """
@@ -39,16 +42,12 @@ class Rows:
     rows: list[dict[str, Any]]
     key: str
     origin: str
-    row_word: str = "row"
     class_names: tuple[str, ...] | None = None
     dropped: tuple[str, ...] = ()
 
     def place(self, index: int) -> str:
         """Return where row ``index`` stands, such as ``reviews.csv:row 7``."""
-        row = self.rows[index]
-        return (
-            f"{self.origin}:{row['__place__']}" if "__place__" in row else f"{self.origin}:{self.row_word} {index + 1}"
-        )
+        return f"{self.origin}:{self.rows[index].get('__place__', f'row {index + 1}')}"
 
 
 def resolve(path: str, key: str, origin: str) -> Path:
@@ -60,13 +59,17 @@ def resolve(path: str, key: str, origin: str) -> Path:
         origin: Where the key stands, for messages.
 
     Raises:
-        BadInput: The package or the path does not exist.
+        BadInput: The path does not exist, or the package holds no such file.
+        RequirementMissing: The package is not installed.
     """
     if not path.startswith(PACKAGE_PREFIX):
-        local = Path(path).expanduser()
-        if local.exists():
-            return local
-        siblings = [child.name for child in local.parent.iterdir()] if local.parent.is_dir() else []
+        try:
+            local = Path(path).expanduser()
+            if local.exists():
+                return local
+            siblings = [child.name for child in local.parent.iterdir()] if local.parent.is_dir() else []
+        except (OSError, RuntimeError, ValueError) as error:
+            raise BadInput(Problem(origin, key, f"{path!r:.80} cannot be looked up: {error!s:.80}")) from None
         near = nearest(local.name, siblings)
         allowed = f"the current folder is {Path.cwd()}" if not local.is_absolute() else ""
         remedy = f"did you mean {local.parent / near}?" if near else "give an existing path, or hub:OWNER/NAME"
@@ -78,7 +81,7 @@ def resolve(path: str, key: str, origin: str) -> Path:
         spec = None
     if spec is None or not spec.submodule_search_locations:
         remedy = INSTALL_LINES.get(module, f"install the package that provides {module}")
-        raise BadInput(Problem(origin, key, f"the package {module!r} is not installed", "", remedy))
+        raise RequirementMissing(str(Problem(origin, key, f"the package {module!r} is not installed", "", remedy)))
     local = Path(next(iter(spec.submodule_search_locations)), rest)
     if not local.exists():
         raise BadInput(Problem(origin, key, f"the package {module!r} holds no {rest!r}"))
@@ -99,7 +102,7 @@ def read_rows(split: SplitSection, name: str, origin: str) -> Rows:
 
     Raises:
         BadInput: The source is missing, not readable or empty.
-        RequirementMissing: A hub data set that is neither cached nor reachable.
+        RequirementMissing: A hub data set that is neither cached nor reachable, or a package that is not installed.
     """
     key = f"data.{name}"
     if split.path.startswith(HUB_PREFIX):
@@ -110,7 +113,7 @@ def read_rows(split: SplitSection, name: str, origin: str) -> Rows:
                 what = f"has no effect on the local path {split.path}"
                 raise BadInput(Problem(origin, f"{key}.{given}", what, "", "leave it out"))
         path = resolve(split.path, f"{key}.path", origin)
-        rows = _class_folders(path, key) if path.is_dir() else _file_rows(path, key, origin)
+        rows = _folder_rows(path, key) if path.is_dir() else _file_rows(path, key, origin)
     if not rows.rows:
         raise BadInput(Problem(rows.origin, key, "holds no rows"))
     return rows
@@ -130,17 +133,24 @@ def fingerprint(split: SplitSection, name: str, origin: str) -> str:
             builder = load_dataset_builder(split.path.removeprefix(HUB_PREFIX), split.subset, revision=split.revision)
         return f"{split.path}@{builder.hash}:{split.subset}:{split.split or name}"
     path = resolve(split.path, f"data.{name}.path", origin)
-    return hash_files(sorted(path.rglob("*.txt")) if path.is_dir() else [path], path.parent)
+    if not path.is_dir():
+        return hash_files([path], path.parent)
+    return hash_files([file for folder in _class_folders(path) for file in sorted(folder.glob("*.txt"))], path)
 
 
 def hash_files(paths: list[Path], root: Path) -> str:
-    """Return the SHA-256 over the names below ``root`` and the contents of ``paths``, in hexadecimal."""
+    """Return the SHA-256 over the names below ``root`` and the contents of ``paths``, in hexadecimal.
+
+    Raises:
+        BadInput: A file that cannot be read.
+    """
     digest = hashlib.sha256()
     for path in paths:
-        content = hashlib.sha256()
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                content.update(block)
+        try:
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256")
+        except OSError as error:
+            raise BadInput(Problem(str(path), "", f"cannot be read: {error.strerror or error}")) from None
         digest.update(f"{path.relative_to(root) if len(paths) > 1 else ''}\0{content.hexdigest()}\n".encode())
     return digest.hexdigest()
 
@@ -152,95 +162,102 @@ def _file_rows(path: Path, key: str, origin: str) -> Rows:
         allowed = f"{', '.join(SUFFIXES)} or a folder of text files per class"
         raise BadInput(Problem(origin, f"{key}.path", f"cannot read {path.suffix or 'no suffix'!r}: {path}", allowed))
     try:
-        rows = list(reader(path))
+        return Rows(list(reader(path)), key, str(path))
     except OSError as error:
-        raise BadInput(Problem(str(path), "", f"cannot be read: {error.strerror or error}")) from None
+        raise BadInput(Problem(str(path), "", f"cannot be read: {_first_line(error.strerror or error)}")) from None
+
+
+def _text(path: Path) -> str:
+    """Return the text of a UTF-8 file without its byte order mark, line ends as they are."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise BadInput(Problem(f"{path}:byte {error.start}", "", "not UTF-8", "", "convert it to UTF-8")) from None
-    return Rows(rows, key, str(path), "line" if path.suffix == ".jsonl" else "row")
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise BadInput(Problem(f"{path}:line {line}", "", "not UTF-8", "", "convert it to UTF-8")) from None
+
+
+def _parsed(text: str, place: str) -> Any:
+    """Return what the JSON ``text`` says; ``place`` is where it stands, for messages."""
+    try:
+        value = json.loads(text, object_pairs_hook=_no_name_twice)
+        if "\\ud" in text or "\\uD" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except json.JSONDecodeError as error:
+        place = place if ":line " in place else f"{place}:line {error.lineno}"
+        reason = f"{error.msg} at character {error.colno}"
+    except UnicodeEncodeError:
+        reason = "half of a surrogate pair, which is no character"
+    except RecursionError:
+        reason = "nested too deeply"
+    except ValueError as error:
+        reason = str(error)
+    raise BadInput(Problem(place, "", f"not JSON: {reason}"))
+
+
+def _no_name_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        raise ValueError("a name stands twice in one object")
+    return record
 
 
 def _json(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise BadInput(Problem(f"{path}:{error.lineno}", "", f"not JSON: {error.msg}")) from None
-    except RecursionError:
-        raise BadInput(Problem(str(path), "", "not JSON: nested too deeply")) from None
+    content = _parsed(_text(path), str(path))
     records = content.get("data") if isinstance(content, dict) else content
     if not isinstance(records, list):
         allowed = 'a list of objects, or {"data": [...]} as SQuAD is released'
         raise BadInput(Problem(str(path), "", "holds no list of rows", allowed))
     if records and isinstance(records[0], dict) and "paragraphs" in records[0]:
-        yield from _nested_squad(records, path)
+        yield from _nested_squad(content if isinstance(content, dict) else {"data": records}, path)
         return
     for index, record in enumerate(records):
         yield _mapping(record, f"{path}:row {index + 1}")
 
 
-def _nested_squad(articles: list[Any], path: Path) -> Iterator[dict[str, Any]]:
-    """Flatten the official SQuAD JSON; a row's place is article, paragraph and question, counted from 1."""
-    for a, article in enumerate(articles):
-        place = f"article {a + 1}"
-        for p, paragraph in enumerate(_member(article, "paragraphs", list, f"{path}:{place}")):
-            place = f"article {a + 1} paragraph {p + 1}"
-            context = _member(paragraph, "context", str, f"{path}:{place}")
-            for q, qa in enumerate(_member(paragraph, "qas", list, f"{path}:{place}")):
-                place = f"article {a + 1} paragraph {p + 1} question {q + 1}"
-                qa = _mapping(qa, f"{path}:{place}")
-                answers = [] if qa.get("is_impossible") else _member(qa, "answers", list, f"{path}:{place}")
-                if not qa.get("is_impossible", False) and not answers:
-                    what = "no answers for a question that is not is_impossible"
-                    raise BadInput(Problem(f"{path}:{place}", "answers", what, "", "add one or set is_impossible"))
-                yield {
-                    "id": qa.get("id", f"{a}-{p}-{q}"),
-                    "title": article.get("title", ""),
-                    "context": context,
-                    "question": qa.get("question"),
-                    "answers": {
-                        "text": [_member(answer, "text", str, f"{path}:{place}") for answer in answers],
-                        "answer_start": [_member(answer, "answer_start", int, f"{path}:{place}") for answer in answers],
-                    },
-                    "__place__": place,
-                }
-
-
-def _member(record: Any, name: str, kind: type, place: str) -> Any:
-    value = _mapping(record, place).get(name)
-    if not isinstance(value, kind):
-        names = {list: "a list", str: "a text", int: "a number"}
-        raise BadInput(Problem(place, name, "is missing" if value is None else f"is {value!r:.60}", names[kind]))
-    return value
+def _nested_squad(content: dict[str, Any], path: Path) -> Iterator[dict[str, Any]]:
+    """Flatten the official SQuAD JSON; a row's place is its path in the file."""
+    try:
+        for found in squad_questions(content):
+            yield {
+                "id": found.question["id"],
+                "title": found.article.get("title"),
+                "context": found.paragraph.get("context"),
+                "question": found.question.get("question"),
+                "answers": {name: [answer.get(name) for answer in found.answers] for name in ("text", "answer_start")},
+                "__place__": found.place,
+            }
+    except BadInput as error:
+        raise BadInput(replace(problem, origin=str(path)) for problem in error.problems) from None
 
 
 def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
-                reason = getattr(error, "msg", "nested too deeply")
-                raise BadInput(Problem(f"{path}:line {number}", "", f"not JSON: {reason}")) from None
-            yield {**_mapping(record, f"{path}:line {number}"), "__place__": f"line {number}"}
+    for number, line in enumerate(_text(path).split("\n"), start=1):
+        if line.strip():
+            place = f"line {number}"
+            record = _parsed(line, f"{path}:{place}")
+            yield {**_mapping(record, f"{path}:{place}"), "__place__": place}
 
 
 def _csv(path: Path) -> Iterator[dict[str, Any]]:
     csv.field_size_limit(1 << 30)
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        try:
-            for record in reader:
-                place = f"line {reader.line_num}"
-                if None in record or None in record.values():
-                    allowed = f"the {len(reader.fieldnames or [])} fields of the first line"
-                    raise BadInput(
-                        Problem(f"{path}:{place}", "", "another number of fields", allowed, "mind the quotes")
-                    )
-                yield {**record, "__place__": place}
-        except csv.Error as error:
-            raise BadInput(Problem(f"{path}:line {reader.line_num}", "", f"not CSV: {error}")) from None
+    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+    try:
+        names = next(reader, [])
+        if len(set(names)) < len(names):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            raise BadInput(Problem(f"{path}:line 1", ", ".join(twice), "a column stands twice", "each name once"))
+        next_line = reader.line_num + 1
+        for fields in reader:
+            place, next_line = f"line {next_line}", reader.line_num + 1
+            if not fields:
+                continue
+            if len(fields) != len(names):
+                allowed = f"the {len(names)} fields of the first line"
+                raise BadInput(Problem(f"{path}:{place}", "", f"{len(fields)} fields", allowed, "mind the quotes"))
+            yield {**dict(zip(names, fields, strict=True)), "__place__": place}
+    except csv.Error as error:
+        raise BadInput(Problem(f"{path}:line {reader.line_num}", "", f"not CSV: {error}")) from None
 
 
 def _parquet(path: Path) -> Iterator[dict[str, Any]]:
@@ -248,9 +265,15 @@ def _parquet(path: Path) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet
 
     try:
-        yield from pyarrow.parquet.read_table(path).to_pylist()
-    except pyarrow.ArrowException as error:
-        raise BadInput(Problem(str(path), "", f"not Parquet: {str(error).splitlines()[0]}")) from None
+        with pyarrow.parquet.ParquetFile(path) as file:
+            rows = file.read().to_pylist()
+    except (pyarrow.ArrowException, ValueError, TypeError, OverflowError, MemoryError) as error:
+        raise BadInput(Problem(str(path), "", f"not Parquet: {_first_line(error)}")) from None
+    yield from rows
+
+
+def _first_line(error: object) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _mapping(record: Any, place: str) -> dict[str, Any]:
@@ -259,31 +282,29 @@ def _mapping(record: Any, place: str) -> dict[str, Any]:
     return record
 
 
-def _class_folders(path: Path, key: str) -> Rows:
+def _class_folders(path: Path) -> list[Path]:
+    """Return the sub-folders of ``path`` that hold texts of a class, aclImdb's ``unsup`` not among them."""
+    folders = sorted(child for child in path.iterdir() if child.is_dir() and child.name != UNLABELLED)
+    return [folder for folder in folders if any(folder.glob("*.txt"))]
+
+
+def _folder_rows(path: Path, key: str) -> Rows:
     """Read ``path/CLASS/*.txt``; a folder ``unsup`` (aclImdb's reviews without label) is left out and said."""
-    classes = sorted(child for child in path.iterdir() if child.is_dir() and any(child.glob("*.txt")))
-    unlabelled = [child.name for child in classes if child.name == "unsup"]
-    rows = [
-        {
-            "id": f"{folder.name}/{file.stem}",
-            "label": folder.name,
-            "file": str(file),
-            "__place__": f"{folder.name}/{file.name}",
-        }
-        for folder in classes
-        if folder.name not in unlabelled
-        for file in sorted(folder.glob("*.txt"))
-    ]
+    classes = _class_folders(path)
+    rows = []
+    for folder in classes:
+        for file in sorted(folder.glob("*.txt")):
+            try:
+                text = _text(file)
+            except OSError as error:
+                raise BadInput(Problem(str(file), "", f"cannot be read: {error.strerror or error}")) from None
+            place = f"{folder.name}/{file.name}"
+            rows.append({"id": place.removesuffix(".txt"), "text": text, "label": folder.name, "__place__": place})
     if not rows:
         raise BadInput(Problem(str(path), key, "a folder without CLASS/*.txt", "a sub-folder of text files per class"))
-    for row in rows:
-        try:
-            row["text"] = Path(row.pop("file")).read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise BadInput(Problem(f"{path}/{row['__place__']}:byte {error.start}", "", "not UTF-8")) from None
-    names = tuple(folder.name for folder in classes if folder.name not in unlabelled)
-    dropped = tuple(f"{path}/{name}: left out, it holds texts without a label" for name in unlabelled)
-    return Rows(rows, key, str(path), class_names=names, dropped=dropped)
+    unlabelled = (path / UNLABELLED).is_dir()
+    dropped = (f"{path / UNLABELLED}: left out, it holds texts without a label",) if unlabelled else ()
+    return Rows(rows, key, str(path), class_names=tuple(folder.name for folder in classes), dropped=dropped)
 
 
 def _hub_rows(split: SplitSection, name: str, key: str) -> Rows:
@@ -315,6 +336,8 @@ class _hub_faults:
             return
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if isinstance(error, ValueError) and "split" in str(error).lower():
+            raise BadInput(Problem(self.split.path, "split", str(error).splitlines()[0])) from None
         raise RequirementMissing(
             f"data: {self.split.path} is neither in the local cache nor to be had from the hub{offline}: {reason:.200}; "
             "fetch it where there is a network, or give data.<split>.path=FILE"

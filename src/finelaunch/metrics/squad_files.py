@@ -8,7 +8,7 @@ said at once. What the official script ignores without effect on a figure is ign
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -74,14 +74,47 @@ def _kind(value: Any) -> str:
     return "null" if value is None else f"of type {type(value).__name__}"
 
 
-def _question(question: Any, place: str) -> dict[str, Any]:
+class SquadQuestion(NamedTuple):
+    """One question of a nested file.
+
+    Args:
+        place: Where it stands in the file: ``data[0].paragraphs[2].qas[1]``.
+        article: The object it stands in, with ``title``.
+        paragraph: The object it stands in, with ``context``.
+        question: The question itself.
+        answers: Its answers, each an object with a ``text``; empty exactly where it is impossible.
+    """
+
+    place: str
+    article: dict[str, Any]
+    paragraph: dict[str, Any]
+    question: dict[str, Any]
+    answers: list[dict[str, Any]]
+
+
+def squad_questions(root: Any) -> Iterator[SquadQuestion]:
+    """Yield the questions of a parsed file in the nested SQuAD format, in its order.
+
+    Raises:
+        BadInput: With the place in the file and no origin: a part is missing or of another kind, or ``is_impossible``
+            and the answers disagree.
+    """
+    for i, article in enumerate(_part(root, "data", list, "")):
+        for j, paragraph in enumerate(_part(article, "paragraphs", list, f"data[{i}]")):
+            for k, question in enumerate(_part(paragraph, "qas", list, f"data[{i}].paragraphs[{j}]")):
+                place = f"data[{i}].paragraphs[{j}].qas[{k}]"
+                yield SquadQuestion(place, article, paragraph, question, _answers(question, place))
+
+
+def _answers(question: Any, place: str) -> list[dict[str, Any]]:
     name = _part(question, "id", str, place)
     answers = _part(question, "answers", list, place)
-    texts = [_part(answer, "text", str, f"{place}.answers[{i}]") for i, answer in enumerate(answers)]
-    if "is_impossible" in question and _part(question, "is_impossible", bool, place) == bool(texts):
-        found = f"is {str(bool(texts)).lower()} for question {name} with {len(texts)} answers"
+    for i, answer in enumerate(answers):
+        _part(answer, "text", str, f"{place}.answers[{i}]")
+    if "is_impossible" in question and _part(question, "is_impossible", bool, place) == bool(answers):
+        found = f"is {str(bool(answers)).lower()} for question {name} with {len(answers)} answers"
         raise _wrong_shape(f"{place}.is_impossible", found, "true exactly where there are no answers")
-    return {"id": name, "answers": {"text": texts}}
+    return answers
 
 
 def read_squad(path: str | Path) -> list[dict[str, Any]]:
@@ -101,10 +134,8 @@ def read_squad(path: str | Path) -> list[dict[str, Any]]:
     root = _read_json(path)
     try:
         examples = [
-            _question(question, f"data[{i}].paragraphs[{j}].qas[{k}]")
-            for i, article in enumerate(_part(root, "data", list, ""))
-            for j, paragraph in enumerate(_part(article, "paragraphs", list, f"data[{i}]"))
-            for k, question in enumerate(_part(paragraph, "qas", list, f"data[{i}].paragraphs[{j}]"))
+            {"id": found.question["id"], "answers": {"text": [answer["text"] for answer in found.answers]}}
+            for found in squad_questions(root)
         ]
     except BadInput as error:
         raise BadInput(replace(problem, origin=str(path)) for problem in error.problems) from None

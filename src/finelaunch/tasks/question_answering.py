@@ -7,7 +7,7 @@ would otherwise stand in the softmax and a row's loss would depend on the longes
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -54,7 +54,7 @@ class QuestionAnsweringSection(Section):
 class QuestionAnswering:
     """Questions on a context, answered by a span or by nothing."""
 
-    columns = {
+    columns: ClassVar[Mapping[str, str]] = {
         "context": "the passage",
         "question": "the question",
         "answers": '{"text": [...], "answer_start": [...]}, both empty where there is no answer',
@@ -71,15 +71,10 @@ class QuestionAnswering:
     def read(self, rows: Rows, given: Mapping[str, str], facts: Mapping[str, Any]) -> list[Example]:
         """Return examples ``{id, title, context, question, answers: {text, answer_start}}``."""
         names = column_names(rows, self.columns, given)
-        times = Counter(str(row.get("id", index)) for index, row in enumerate(rows.rows))
 
-        def read(index: int, row: Mapping[str, Any]) -> Example:
-            identity = str(row.get("id", index))
-            if times[identity] > 1:
-                raise RowError("id", f"{identity!r} stands {times[identity]} times", "one row an id")
+        def read(row: Mapping[str, Any]) -> Example:
             context = text_in(row, names["context"])
             return {
-                "id": identity,
                 "title": str(row.get("title") or ""),
                 "context": context,
                 "question": text_in(row, names["question"]),
@@ -269,7 +264,7 @@ class QuestionAnswering:
 
 def _answers(row: Mapping[str, Any], column: str, context: str) -> dict[str, list[Any]]:
     """Return the checked answers; every text must stand in ``context`` at its offset."""
-    answers = row[column]
+    answers = row.get(column)
     texts = answers.get("text") if isinstance(answers, dict) else None
     starts = answers.get("answer_start") if isinstance(answers, dict) else None
     if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -18,6 +18,9 @@ from finelaunch.tasks.base import IGNORED, Batch, Encoded, Example, Measured, in
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+MAX_DIGITS = 9
+"""Of a label that is a number; anything longer is a name."""
 
 
 class TextClassificationSection(Section):
@@ -41,23 +44,23 @@ class TextClassificationSection(Section):
 class TextClassification:
     """Texts into one of N labels."""
 
-    columns = {"text": "the text", "label": "a label's name, or its number from 0"}
+    columns: ClassVar[Mapping[str, str]] = {"text": "the text", "label": "a label's name, or its number from 0"}
     auto_class = "AutoModelForSequenceClassification"
 
     def __init__(self, section: TextClassificationSection) -> None:
         self.section = section
 
     def facts(self, rows: Rows, given: Mapping[str, str]) -> dict[str, Any]:
-        """Return ``label_names``: those of the recipe, of the source, or of the labels found, sorted."""
+        """Return ``label_names``: those of the recipe, of the source, or of the labels found, sorted.
+
+        Labels that are numbers are their own names, in the order of the numbers; true and false are named so.
+        """
         names = self.section.label_names or rows.class_names
         if names is None:
             column = column_names(rows, self.columns, given)["label"]
-            found = {row[column] for row in rows.rows if isinstance(row[column], (str, int))}
-            numbers = [_number(label) for label in found]
-            if None in numbers:
-                names = sorted(map(str, found))
-            else:
-                names = [str(number) for number in range(max(numbers, default=-1) + 1)]
+            found = {name for row in rows.rows if (name := _name(row.get(column))) is not None}
+            numbers = {name for name in found if _is_number(name)}
+            names = sorted(found, key=int) if numbers == found else sorted(found)
         if len(names) < 2:
             what = f"only the label {names[0]!r}" if names else "no labels"
             raise BadInput(Problem(rows.origin, f"{rows.key}", what, "two labels or more"))
@@ -67,16 +70,20 @@ class TextClassification:
         """Return examples ``{id, text, label}`` with the label as its number."""
         names = column_names(rows, self.columns, given)
         numbers = {name: number for number, name in enumerate(facts["label_names"])}
-        allowed = f"one of {', '.join(numbers)} or 0 to {len(numbers) - 1}"
+        by_number = not any(map(_is_number, numbers))
+        allowed = f"one of {', '.join(list(numbers)[:20])}{', …' if len(numbers) > 20 else ''}"
+        allowed += f", or 0 to {len(numbers) - 1}" if by_number else ""
 
-        def read(index: int, row: Mapping[str, Any]) -> Example:
-            label = row[names["label"]]
-            number = numbers.get(label) if isinstance(label, str) else None
-            number = _number(label) if number is None else number
+        def read(row: Mapping[str, Any]) -> Example:
+            label = row.get(names["label"])
+            name = _name(label)
+            number = None if name is None else numbers.get(name)
+            if number is None and name is not None and by_number and _is_number(name):
+                number = int(name)
             if number is None or not 0 <= number < len(numbers):
-                remedy = "correct the row, or list all labels in task.label_names"
-                raise RowError(names["label"], f"{label!r:.60} is not a label", allowed, remedy)
-            return {"id": str(row.get("id", index)), "text": text_in(row, names["text"]), "label": number}
+                what = "is missing" if label is None else f"{label!r:.60} is not a label"
+                raise RowError(names["label"], what, allowed, "correct the row, or list all in task.label_names")
+            return {"text": text_in(row, names["text"]), "label": number}
 
         return check_rows(rows, read)
 
@@ -85,8 +92,8 @@ class TextClassification:
         return {"id": identity, "text": text_in(inputs, "text"), "label": 0}
 
     def group(self, example: Example) -> tuple[str, str]:
-        """Return the text, so that equal texts stay together, and the label as stratum."""
-        return example["text"], str(example["label"])
+        """Return the text, so that texts that differ in white space only stay together, and the label as stratum."""
+        return " ".join(example["text"].split()), str(example["label"])
 
     def encode(self, examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase") -> Encoded:
         """Return one feature an example, its label as ``labels``."""
@@ -161,9 +168,12 @@ class TextClassification:
         return Measured(metrics, predictions, (predicted.tolist(), labels.tolist()))
 
 
-def _number(label: Any) -> int | None:
+def _name(label: Any) -> str | None:
+    """Return the name that a label goes by, or None where it is neither a text nor an integer."""
     if isinstance(label, bool):
-        return None
-    if isinstance(label, int):
-        return label
-    return int(label) if isinstance(label, str) and label.isascii() and label.isdigit() else None
+        return str(label).lower()
+    return str(label) if isinstance(label, int) or (isinstance(label, str) and label.strip()) else None
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdigit() and len(name) <= MAX_DIGITS

@@ -1,5 +1,6 @@
 """From the recipe's ``training`` section and a placement to ``TrainingArguments``: every argument stated once."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,10 @@ from transformers import TrainingArguments
 
 from finelaunch.training.placement import Placement
 from finelaunch.training.section import TrainingSection
+
+_FIELDS = {field.name for field in dataclasses.fields(TrainingArguments)}
+ACTIVATION_CHECKPOINTING = next(name for name in ("activation_checkpointing", "gradient_checkpointing") if name in _FIELDS)
+"""The argument's name, which changed within transformers 5."""
 
 OFFERED_AS_IS = (
     "learning_rate",
@@ -43,6 +48,8 @@ def training_arguments(section: TrainingSection, placement: Placement, checkpoin
         offered["eval_steps"] = section.eval_steps
     if section.save_steps is not None:
         offered["save_steps"] = section.save_steps
+    if placement.activation_checkpointing:
+        offered[ACTIVATION_CHECKPOINTING] = True
     return TrainingArguments(
         output_dir=str(checkpoints),
         **offered,
@@ -50,7 +57,6 @@ def training_arguments(section: TrainingSection, placement: Placement, checkpoin
         per_device_train_batch_size=placement.per_device_batch_size,
         gradient_accumulation_steps=placement.gradient_accumulation_steps,
         per_device_eval_batch_size=placement.per_device_eval_batch_size,
-        gradient_checkpointing=placement.activation_checkpointing,
         use_cpu=placement.device == "cpu",
         bf16=placement.precision == "bf16",
         fp16=placement.precision == "fp16",
