@@ -4,7 +4,7 @@ The key of the cache is made of file hashes, the tokenizer's hash and the data a
 before torch is loaded, and a second run with the same data encodes nothing.
 """
 
-from collections import Counter
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -109,12 +109,15 @@ def read_splits(data: DataSection, task: TaskData, document: Document) -> ReadSp
     """
     examples: dict[str, list[Example]] = {}
     report: dict[str, dict[str, Any]] = {}
-    facts: dict[str, Any] = {}
+    facts: dict[str, Any] | None = None
     problems: list[Problem] = []
     for name, split in given_splits(data).items():
         try:
             rows = read_rows(split, name, document.origin(("data", name, "path")))
-            facts = facts if facts or name != "train" else task.facts(rows, split.columns)
+            if name == "train":
+                facts = task.facts(rows, split.columns)
+            if facts is None:
+                continue  # without the facts of the training rows nothing more can be said of these
             checked = task.read(rows, split.columns, facts)
         except BadInput as error:
             problems.extend(error.problems)
@@ -127,14 +130,18 @@ def read_splits(data: DataSection, task: TaskData, document: Document) -> ReadSp
         columns = {key: value for key, value in rows.rows[0].items() if key != "__place__"}
         about = split.model_dump(include={"path", "subset", "split", "revision", "source", "licence", "citation"})
         report[name] = {**about, "columns": sorted(columns), "num_rows": len(checked), "notes": notes}
-    if problems:
+    if problems or facts is None:
         raise BadInput(problems)
     if "validation" not in examples:
         examples["train"], examples["validation"] = _held_out(examples["train"], data, task, document)
         about = f"{data.validation_fraction:g} of data.train held out (data.validation_fraction)"
         report["validation"] = {"path": about, "num_rows": len(examples["validation"]), "notes": []}
-    for name, rows in examples.items():
-        report[name] = {**report[name], "num_examples": len(rows), **_repetitions(rows, task, name, examples)}
+    keys = {name: [_identity(example) for example in split] for name, split in examples.items()}
+    known = set(keys["train"])
+    for name, those in keys.items():
+        report[name] |= {"num_examples": len(those), "num_repeated": len(those) - len(set(those))}
+        if name != "train":
+            report[name]["num_also_in_train"] = sum(key in known for key in those)
     return ReadSplits(examples, facts, {name: report[name] for name in SPLITS if name in report})
 
 
@@ -151,18 +158,6 @@ def _held_out(
         remedy = "give data.validation.path, or more rows"
         raise BadInput(Problem(document.origin(("data",)), "data.validation", what, "", remedy)) from None
     return [examples[index] for index in stay], [examples[index] for index in out]
-
-
-def _repetitions(
-    examples: Sequence[Example], task: TaskData, name: str, splits: Mapping[str, Sequence[Example]]
-) -> dict[str, int]:
-    """Return how many examples repeat an earlier one, and how many stand in the training split too."""
-    keys = [_identity(example) for example in examples]
-    counted = {"num_repeated": len(keys) - len(set(keys))}
-    if name != "train":
-        known = {_identity(example) for example in splits["train"]}
-        counted["num_also_in_train"] = sum(key in known for key in keys)
-    return counted
 
 
 def _identity(example: Example) -> str:
@@ -202,7 +197,10 @@ def prepare(
         "files": prints,
     }
 
+    tokenizer: PreTrainedTokenizerBase | None = None
+
     def write(folder: Path) -> None:
+        nonlocal tokenizer
         read = read_splits(data, task, document)
         if model.tokenizer is not None:
             texts = (text for example in read.examples["train"] for text in _texts(example))
@@ -211,7 +209,7 @@ def prepare(
         for name, examples in read.examples.items():
             encoded = task.encode(examples, tokenizer)
             read.report[name]["notes"].extend(encoded.notes)
-            read.report[name] |= {"fingerprint": prints.get(name), **_lengths(encoded.features)}
+            read.report[name] |= {"fingerprint": prints.get(name), **_lengths(encoded.features, read.facts)}
             write_table(encoded.features.table, folder / f"{name}.features.arrow")
             write_table(pa.Table.from_pylist(examples), folder / f"{name}.examples.arrow")
         write_json(
@@ -219,13 +217,13 @@ def prepare(
         )
 
     folder, from_cache = entry("prepared", content_key(parts), write)
-    kept = _read_json(folder / "report.json")
+    kept = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     splits = {
         name: Split(name, Features(read_table(folder / f"{name}.features.arrow")), folder)
         for name in SPLITS
         if name in kept["splits"]
     }
-    tokenizer = load_tokenizer(model, folder / "tokenizer" if model.tokenizer else None)
+    tokenizer = tokenizer or load_tokenizer(model, folder / "tokenizer" if model.tokenizer else None)
     return Prepared(splits, kept["facts"], tokenizer, kept, from_cache)
 
 
@@ -235,7 +233,8 @@ def _texts(example: Example) -> list[str]:
     return messages + [example[name] for name in ("text", "question", "context") if name in example]
 
 
-def _lengths(features: Features) -> dict[str, Any]:
+def _lengths(features: Features, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how many features and tokens there are, how long the features are, and how many each label has."""
     lengths = features.lengths
     quantiles = {f"p{share}": int(np.percentile(lengths, share)) for share in (5, 50, 95)}
     spread = {
@@ -245,10 +244,9 @@ def _lengths(features: Features) -> dict[str, Any]:
         "mean": round(float(lengths.mean()), 1),
     }
     counted = {"num_features": len(features), "num_tokens": int(lengths.sum()), "tokens_per_feature": spread}
-    labels = features.table.column("labels")
-    if not pa.types.is_large_list(labels.type):
-        numbers = Counter(features.column("labels").tolist())
-        counted["num_per_label"] = {str(label): numbers[label] for label in sorted(numbers)}
+    if "label_names" in facts:
+        numbers = np.bincount(features.column("labels"), minlength=len(facts["label_names"]))
+        counted["num_per_label"] = dict(zip(facts["label_names"], numbers.tolist(), strict=True))
     return counted
 
 
@@ -259,12 +257,8 @@ def _warnings(report: Mapping[str, Mapping[str, Any]]) -> list[str]:
         found += [f"data.{name}: {note}" for note in split["notes"]]
         if split["num_repeated"]:
             found.append(f"data.{name}: {split['num_repeated']:,} examples repeat an earlier one")
+        if absent := [label for label, number in split.get("num_per_label", {}).items() if not number]:
+            found.append(f"data.{name}: no example of the labels {', '.join(absent)}")
         if split.get("num_also_in_train"):
             found.append(f"data.{name}: {split['num_also_in_train']:,} examples stand in data.train too")
     return found
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    import json
-
-    return json.loads(path.read_text(encoding="utf-8"))

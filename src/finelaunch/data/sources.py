@@ -339,6 +339,6 @@ class _hub_faults:
         if isinstance(error, ValueError) and "split" in str(error).lower():
             raise BadInput(Problem(self.split.path, "split", str(error).splitlines()[0])) from None
         raise RequirementMissing(
-            f"data: {self.split.path} is neither in the local cache nor to be had from the hub{offline}: {reason:.200}; "
-            "fetch it where there is a network, or give data.<split>.path=FILE"
+            f"data: {self.split.path} is neither in the local cache nor to be had from the hub{offline}: {reason:.200}"
+            "; fetch it where there is a network, or give data.<split>.path=FILE"
         ) from None

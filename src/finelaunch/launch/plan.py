@@ -1,5 +1,7 @@
 """The arithmetic of a run: what recipe and profile come to on this machine."""
 
+from collections.abc import Iterable
+
 from finelaunch.errors import BadInput, Problem
 from finelaunch.launch.profile import Profile
 from finelaunch.section.document import Document
@@ -21,10 +23,11 @@ def place(global_batch_size: int, profile: Profile, document: Document) -> Place
     if global_batch_size % per_device:
         divisors = [size for size in range(1, global_batch_size + 1) if global_batch_size % size == 0]
         near = sorted(sorted(divisors, key=lambda size: abs(size - per_device))[:2])
+        below = global_batch_size - global_batch_size % per_device
         what = f"global_batch_size {global_batch_size} is not divisible by 1 process x {per_device} per device"
-        key = "launch.per_device_batch_size"
+        remedy = f"use {_either(near)}, or training.global_batch_size={_either(filter(None, (below, below + per_device)))}"
         origin = document.origin(("per_device_batch_size",))
-        raise BadInput(Problem(origin, key, what, "", f"use {' or '.join(map(str, near))}"))
+        raise BadInput(Problem(origin, "launch.per_device_batch_size", what, "", remedy))
     return Placement(
         device=profile.device,
         precision=profile.precision,
@@ -34,3 +37,7 @@ def place(global_batch_size: int, profile: Profile, document: Document) -> Place
         activation_checkpointing=profile.activation_checkpointing,
         dataloader_num_workers=profile.dataloader_num_workers,
     )
+
+
+def _either(sizes: Iterable[int]) -> str:
+    return " or ".join(map(str, sizes))

@@ -1,11 +1,13 @@
 """Launch profiles: the machine side of a run."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from finelaunch.errors import BadInput
 from finelaunch.recipe.load import find, read_file
 from finelaunch.section.base import Section, SettingError, build
 from finelaunch.section.document import Document, merge
@@ -22,6 +24,7 @@ class Profile(Section):
         "per_device_train_batch_size": "use per_device_batch_size",
         "gradient_accumulation_steps": "it is computed: global_batch_size / (processes x per_device_batch_size)",
         "gradient_checkpointing": "use activation_checkpointing",
+        "base": "a profile has none; copy its keys",
     }
 
     target: Literal["inprocess"] = Field(default="inprocess", description="who starts the workers")
@@ -30,7 +33,7 @@ class Profile(Section):
         default="auto", description="auto: bf16, else fp16 with loss scaling, else fp32, as the device can"
     )
     per_device_batch_size: int | None = Field(
-        default=None, ge=1, description="rows a forward pass; null: the whole share, no accumulation"
+        default=None, ge=1, le=2**20, description="rows a forward pass; null: the whole share, no accumulation"
     )
     per_device_eval_batch_size: int = Field(default=32, ge=1, description="rows a forward pass of evaluation")
     activation_checkpointing: bool = Field(default=False, description="recompute activations: less memory, slower")
@@ -54,4 +57,7 @@ def load_profile(name: str, overrides: Document | None = None) -> tuple[Profile,
     document = read_file(path)
     if overrides is not None:
         document = merge(document, overrides, {})
-    return build(Profile, document), document, path
+    try:
+        return build(Profile, document), document, path
+    except BadInput as error:
+        raise BadInput(replace(problem, key=f"launch.{problem.key}") for problem in error.problems) from None

@@ -1,7 +1,7 @@
 """Tokenizers and models as a recipe names them.
 
-Weights are held in fp32 whatever the checkpoint's dtype; precision is a matter of the machine. Code of a model repository
-is never run.
+Weights are held in fp32 whatever the checkpoint's dtype; precision is a matter of the machine. Code of a model
+repository is never run.
 """
 
 import os
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "*.model", "added_tokens.json")
 TOKENIZER_FILES += ("chat_template*", "config.json")
+MAX_HUB_NAME = 200
+POSITIONS_AFTER_PADDING = {"roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "xmod"}
+POSITIONS_AFTER_PADDING |= {"mpnet", "longformer", "data2vec-text", "luke", "mluke", "ibert", "esm", "markuplm", "lilt"}
+"""Model types whose first token has the position pad_token_id + 1, so that so many positions are never used."""
+SETTLED_KEYS = ("id2label", "label2id", "return_dict", "architectures", "dtype", "torch_dtype")
+"""Keys of a model's config that the task, the tokenizer or this module settles."""
 SPECIAL_TOKENS = {
     "pad_token": "[PAD]",
     "unk_token": "[UNK]",
@@ -55,12 +61,16 @@ def local_folder(section: ModelSection, origin: str = "recipe") -> Path | None:
     A run directory stands for the ``model`` folder in it.
 
     Raises:
-        BadInput: The name looks like a path or a package and is not there.
+        BadInput: The name looks like a path and is not there, or a revision is asked of it.
+        RequirementMissing: The package that it names is not installed.
     """
     name = section.name_or_path or ""
-    path = Path(name).expanduser()
-    if not (name.startswith((PACKAGE_PREFIX, "/", "./", "../", "~")) or path.exists() or name.count("/") > 1):
+    looks_local = name.startswith((PACKAGE_PREFIX, "/", ".", "~")) or name.count("/") > 1
+    if not (looks_local or (len(name) < MAX_HUB_NAME and Path(name).exists())):
         return None
+    if section.revision is not None:
+        what = f"has no effect on the local path {name}"
+        raise BadInput(Problem(origin, "model.revision", what, "", "leave it out"))
     folder = resolve(name, "model.name_or_path", origin)
     folder = folder / "model" if (folder / "model" / "config.json").exists() else folder
     if not (folder / "config.json").exists():
@@ -109,9 +119,11 @@ def load_tokenizer(section: ModelSection, trained: Path | None = None) -> "PreTr
     with _hub_faults(section):
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, revision=section.revision)
-        except (ImportError, ValueError) as error:
+        except OSError:
+            raise
+        except Exception as error:  # tokenizers raises bare Exception for files that it cannot read
             what = f"its tokenizer cannot be loaded: {_first_line(error)}"
-            raise BadInput(Problem("recipe", "model.name_or_path", what)) from None
+            raise BadInput(Problem("recipe", "model.name_or_path", what)) from error
     if not tokenizer.is_fast:
         what = f"{type(tokenizer).__name__} has no fast version, and answers are mapped through its offsets"
         raise BadInput(Problem("recipe", "model.name_or_path", what, "a model with tokenizer.json"))
@@ -187,12 +199,14 @@ def load_model(
     for name, value in task_config.items():
         setattr(config, name, value)
     _check_positions(config, tokenizer, max_length)
+    _check_causal(config, auto_class)
     transformers.set_seed(seed)
-    try:
-        if section.init == "scratch":
+    if section.init == "scratch":
+        with _refusals("model.config"):
             model = loader.from_config(config).float()
-            return LoadedModel(model.train(), tuple(name for name, _ in model.named_parameters()), (), "scratch")
-        with _hub_faults(section):
+        missing, unused, fingerprint = [name for name, _ in model.named_parameters()], [], "scratch"
+    else:
+        with _hub_faults(section), _refusals("model"):
             model, info = loader.from_pretrained(
                 local_folder(section) or section.name_or_path,
                 revision=section.revision,
@@ -200,52 +214,71 @@ def load_model(
                 dtype=torch.float32,
                 output_loading_info=True,
             )
-    except (ValueError, RuntimeError, TypeError, ZeroDivisionError) as error:
-        what = f"no model for this task can be made of it: {_first_line(error)}"
-        raise BadInput(Problem("recipe", "model", what)) from None
-    missing, unused = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
-    return LoadedModel(model.train(), tuple(missing), tuple(unused), _fingerprint(section, model))
+        missing, unused = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+        fingerprint = _fingerprint(section, model)
+    if model.config.pad_token_id is None:
+        # Only now: known before, it would be the embeddings' padding_idx, and a pad token that is EOS would not learn.
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return LoadedModel(model.train(), tuple(missing), tuple(unused), fingerprint)
+
+
+@contextmanager
+def _refusals(key: str) -> Iterator[None]:
+    """Turn whatever a library raises over a user's config or weights, but for a missing file, into a problem.
+
+    These are of many types: KeyError for an unknown activation, AssertionError, SafetensorError, RuntimeError for sizes
+    that do not fit.
+    """
+    try:
+        yield
+    except (OSError, BadInput):
+        raise
+    except Exception as error:
+        what = f"no model for this task can be made of it: {type(error).__name__}: {_first_line(error)}"
+        raise BadInput(Problem("recipe", key, what)) from error
 
 
 def _config(section: ModelSection, tokenizer: "PreTrainedTokenizerBase") -> "PretrainedConfig":
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig
 
     if section.init == "pretrained":
-        with _hub_faults(section):
+        with _hub_faults(section), _refusals("model.name_or_path"):
             config = AutoConfig.from_pretrained(
-                local_folder(section) or section.name_or_path, revision=section.revision
+                local_folder(section) or str(section.name_or_path), revision=section.revision
             )
         _check_keys(config, section.config)
-        for name, value in section.config.items():
-            setattr(config, name, value)
+        with _refusals("model.config"):
+            for name, value in section.config.items():
+                setattr(config, name, value)
         return config
     shape = dict(section.config)
     model_type = shape.pop("model_type")
-    try:
-        blank = AutoConfig.for_model(model_type)
-    except ValueError:
-        from transformers import CONFIG_MAPPING
-
+    if model_type not in CONFIG_MAPPING:
         near = nearest(model_type, CONFIG_MAPPING.keys())
         what, remedy = f"{model_type!r} is not known to transformers", f"did you mean {near!r}?" if near else ""
-        raise BadInput(Problem("recipe", "model.config.model_type", what, "such as bert or gpt2", remedy)) from None
+        raise BadInput(Problem("recipe", "model.config.model_type", what, "such as bert or gpt2", remedy))
+    with _refusals("model.config"):
+        blank = AutoConfig.for_model(model_type)
     _check_keys(blank, shape)
     tokens = {
         f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos", "cls", "sep")
     }
     shape |= {name: value for name, value in tokens.items() if hasattr(blank, name)}
-    try:
+    with _refusals("model.config"):
         return AutoConfig.for_model(model_type, vocab_size=len(tokenizer), **shape)
-    except (TypeError, ValueError) as error:
-        raise BadInput(Problem("recipe", "model.config", f"refused by {model_type}: {_first_line(error)}")) from None
 
 
 def _check_keys(config: "PretrainedConfig", given: Mapping[str, Any]) -> None:
     """Refuse config keys that the architecture does not have; transformers would keep and ignore them."""
     known = {*config.to_dict(), *config.attribute_map}
     problems = []
-    for name in given:
-        if name not in known and name != "model_type":
+    for name, value in given.items():
+        if name in SETTLED_KEYS:
+            problems.append(Problem("recipe", f"model.config.{name}", "is settled by the task", "", "leave it out"))
+        elif name == "model_type" and value != config.model_type:
+            what = f"{value!r} is not the checkpoint's, which is {config.model_type!r}"
+            problems.append(Problem("recipe", "model.config.model_type", what, "", "leave it out"))
+        elif name not in known and name != "model_type":
             near = nearest(name, known)
             remedy = f"did you mean {near!r}?" if near else "leave it out"
             problems.append(
@@ -256,11 +289,26 @@ def _check_keys(config: "PretrainedConfig", given: Mapping[str, Any]) -> None:
 
 
 def _check_positions(config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase", max_length: int) -> None:
-    limits = (getattr(config, "max_position_embeddings", None), tokenizer.model_max_length)
+    positions = getattr(config, "max_position_embeddings", None)
+    if isinstance(positions, int) and positions > 0 and config.model_type in POSITIONS_AFTER_PADDING:
+        positions = positions - (config.pad_token_id or 0) - 1
+    limits = (positions, tokenizer.model_max_length)
     limit = min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=None)
     if limit is not None and max_length > limit:
         what = f"{max_length} is more than the {limit} positions of the model"
         raise BadInput(Problem("recipe", "task.max_length", what, f"at most {limit}"))
+
+
+def _check_causal(config: "PretrainedConfig", auto_class: str) -> None:
+    """Refuse an encoder as a causal LM: it sees the tokens that it is to predict, and its loss says nothing."""
+    from transformers import MODEL_FOR_MASKED_LM_MAPPING
+
+    if auto_class != "AutoModelForCausalLM" or type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
+        return
+    if getattr(config, "is_decoder", None) is False and not getattr(config, "is_encoder_decoder", False):
+        what = f"{config.model_type} attends to what comes after, too"
+        remedy = "set model.config.is_decoder=true, or take a decoder such as gpt2 or llama"
+        raise BadInput(Problem("recipe", "model", what, "a model that attends to what came before only", remedy))
 
 
 def _fingerprint(section: ModelSection, model: "PreTrainedModel") -> str:

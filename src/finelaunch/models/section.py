@@ -43,6 +43,8 @@ class ModelSection(Section):
             if self.name_or_path is not None:
                 remedy = "leave name_or_path out, or set model.init=pretrained"
                 raise SettingError("name_or_path", "has no effect with init: scratch", "", remedy)
+            if self.revision is not None:
+                raise SettingError("revision", "has no effect with init: scratch", "", "leave it out")
             if self.tokenizer is None:
                 raise SettingError("tokenizer", "is missing", "tokenizer: {vocab_size: N} with init: scratch")
             if not isinstance(self.config.get("model_type"), str):

@@ -1,16 +1,17 @@
 """From a recipe's name to a :class:`Recipe`: the file, its base, and ``key=value`` laid over it.
 
-A name resolves as a path, then below the current folder's ``recipes/``, then among the recipes that come with the package.
+A name resolves as a path, then below the current folder's ``recipes/``, then among the recipes of the package.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from finelaunch.errors import BadInput, Problem
 from finelaunch.recipe.schema import REPLACED, Recipe
 from finelaunch.section.base import build, nearest
-from finelaunch.section.document import Document, merge, read_document, read_value
+from finelaunch.section.document import MAX_CHARACTERS, MAX_DEPTH, Document, merge, read_document, read_value
 
 COMMAND_LINE = "command line"
 
@@ -22,29 +23,34 @@ def shipped(folder: str) -> Path:
     return in_wheel if in_wheel.is_dir() else package.parents[1] / folder
 
 
-def find(name: str, folder: str) -> Path:
+def find(name: str, folder: str, origin: str = COMMAND_LINE, key: str = "") -> Path:
     """Return the file of a recipe or profile.
 
     Args:
         name: A path, or a name with or without ``folder/`` before and ``.yaml`` behind.
         folder: ``recipes`` or ``launch``.
+        origin: Where the name stands, for the message.
+        key: The key it stands under; by default ``recipe`` or ``profile``.
 
     Raises:
         BadInput: There is none; with the nearest known name.
     """
-    given = Path(name).expanduser()
-    if given.is_file():
-        return given
     stem = name.removesuffix(".yaml").removeprefix(f"{folder}/")
-    for root in (Path(folder), shipped(folder)):
-        path = root / f"{stem}.yaml"
-        if path.is_file():
+    for path in (Path(os.path.expanduser(name)), *(root / f"{stem}.yaml" for root in (Path(folder), shipped(folder)))):
+        if _is_file(path):
             return path
     known = names(folder)
     near = nearest(stem, known)
     noun = "recipe" if folder == "recipes" else "profile"
     remedy = f"did you mean {near!r}?" if near else f"a path, or one of {', '.join(known)}"
-    raise BadInput(Problem(COMMAND_LINE, noun, f"there is no {noun} {name!r}", "", remedy))
+    raise BadInput(Problem(origin, key or noun, f"there is no {noun} {name!r:.200}", "", remedy))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name too long, a folder that may not be entered, a NUL
+        return False
 
 
 def names(folder: str) -> list[str]:
@@ -62,11 +68,13 @@ def read_file(path: Path) -> Document:
         BadInput: It cannot be read or is not YAML.
     """
     try:
-        return read_document(path.read_text(encoding="utf-8"), str(path))
+        with path.open("rb") as file:
+            text = file.read(4 * MAX_CHARACTERS + 1).decode()
     except UnicodeDecodeError as error:
         raise BadInput(Problem(f"{path}:byte {error.start}", "", "not UTF-8", "", "convert it to UTF-8")) from None
     except OSError as error:
         raise BadInput(Problem(str(path), "", f"cannot be read: {error.strerror}")) from None
+    return read_document(text, str(path))
 
 
 def load_recipe(name: str, overrides: Document | None = None) -> tuple[Recipe, Document]:
@@ -84,18 +92,17 @@ def load_recipe(name: str, overrides: Document | None = None) -> tuple[Recipe, D
 
 def _with_base(document: Document, path: Path) -> Document:
     base = document.values.get("base")
+    document, origin = document.without("base"), document.origin(("base",))
     if base is None:
-        return document.without("base")
-    origin = document.origin(("base",))
+        return document
     if not isinstance(base, str):
         raise BadInput(Problem(origin, "base", f"{base!r:.60} is not a recipe", "the path or name of one"))
     beside = path.parent / base
-    lower_path = beside if beside.is_file() else find(base, "recipes")
-    lower = read_file(lower_path)
-    if "base" in lower.values:
+    lower = read_file(beside if _is_file(beside) else find(base, "recipes", origin, "base"))
+    if lower.values.get("base") is not None:
         allowed = "one level only"
         raise BadInput(Problem(origin, "base", f"{base} has a base itself", allowed, "name that one, or copy the keys"))
-    return merge(lower, document.without("base"), REPLACED)
+    return merge(lower.without("base"), document, REPLACED)
 
 
 def read_overrides(words: Iterable[str]) -> dict[str, Document]:
@@ -104,41 +111,43 @@ def read_overrides(words: Iterable[str]) -> dict[str, Document]:
     Raises:
         BadInput: A word is not ``key=value``, or its key no dotted path; all of them at once.
     """
-    values: dict[str, dict[str, Any]] = {"recipe": {}, "launch": {}}
-    origins: dict[str, dict[tuple[str | int, ...], str]] = {"recipe": {}, "launch": {}}
+    documents = {kind: Document({}) for kind in ("recipe", "launch")}
     problems: list[Problem] = []
     for word in words:
         key, equals, text = word.partition("=")
-        parts: Sequence[str] = key.split(".")
-        if not equals or not all(parts):
+        path = tuple(key.split("."))
+        if not equals or not all(path) or not key.isprintable() or len(path) > MAX_DEPTH or path == ("launch",):
             remedy = "such as training.learning_rate=3e-5; options such as --on come before"
-            problems.append(Problem(COMMAND_LINE, "", f"{word!r} is not key=value", "", remedy))
+            problems.append(Problem(COMMAND_LINE, "", f"{word!r:.80} is not key=value", "", remedy))
             continue
         try:
-            value = read_value(text, COMMAND_LINE, key)
+            value = read_value(text, COMMAND_LINE, path)
+            if path[0] == "launch":
+                _put(documents["launch"], path[1:], value, key)
+            else:
+                _put(documents["recipe"], path, value, key)
         except BadInput as error:
-            problems.extend(error.problems)
-            continue
-        kind = "launch" if parts[0] == "launch" else "recipe"
-        path = tuple(parts[1:] if kind == "launch" else parts)
-        problem = _put(values[kind], path, value, key)
-        problems += [problem] if problem else []
-        origins[kind] |= {path[:length]: COMMAND_LINE for length in range(1, len(path) + 1)}
+            problems += error.problems
     if problems:
         raise BadInput(problems)
-    return {kind: Document(values[kind], origins[kind], COMMAND_LINE) for kind in values}
+    return documents
 
 
-def _put(values: dict[str, Any], path: tuple[str, ...], value: Any, key: str) -> Problem | None:
-    """Set ``value`` at ``path``; a key that another word made a single value cannot be entered."""
+def _put(document: Document, path: tuple[str, ...], value: Any, key: str) -> None:
+    """Set ``value`` at ``path``.
+
+    Raises:
+        BadInput: Another word has set it, or made a key on the way to it a single value.
+    """
+    values = document.values
     for part in path[:-1]:
         values = values.setdefault(part, {})
         if not isinstance(values, dict):
-            return Problem(COMMAND_LINE, key, f"{part!r} is given a single value by another word", "", "keep one")
-    if not path or path[-1] in values:
-        return Problem(COMMAND_LINE, key, "is given twice" if path else "names no key", "", "keep one")
+            raise BadInput(Problem(COMMAND_LINE, key, f"another word gives {part!r} a single value", "", "keep one"))
+    if path[-1] in values:
+        raise BadInput(Problem(COMMAND_LINE, key, "is given twice", "", "keep one"))
     values[path[-1]] = value
-    return None
+    document.origins.update({path[:length]: COMMAND_LINE for length in range(1, len(path) + 1)})
 
 
 def flatten(values: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:

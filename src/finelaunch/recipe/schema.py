@@ -12,19 +12,19 @@ from finelaunch.methods.full import FullSection
 from finelaunch.models.section import ModelSection
 from finelaunch.section.base import Section
 from finelaunch.tasks import TaskSection
-from finelaunch.training.section import ANSWERS, MACHINE_SETTINGS, TrainingSection
+from finelaunch.training.section import ANSWERS, TrainingSection
 
 
 class Recipe(Section):
     """What to train; the same on every machine."""
 
     answers: ClassVar[Mapping[str, str]] = {
+        **ANSWERS,
         "launch": "it speaks of the machine: use --on PROFILE and launch.KEY=VALUE on the command line",
         "cluster": "it speaks of the machine and stands in a cluster profile",
-        **{name: answer for name, answer in ANSWERS.items() if name in MACHINE_SETTINGS},
-        "deepspeed": ANSWERS["deepspeed"],
-        "fsdp": ANSWERS["fsdp"],
+        "base": "it stands in the file, at the top; on the command line name the recipe itself",
     }
+    file_keys: ClassVar[tuple[str, ...]] = ("base",)
 
     task: Annotated[TaskSection, Field(discriminator="name")] = Field(description="a mapping with name: what to learn")
     model: ModelSection = Field(description="a mapping with name_or_path: what to start from")
@@ -40,7 +40,7 @@ REPLACED: dict[str, tuple[str, ...]] = {
     **{f"data.{split}.path": REPLACED_WITH_PATH for split in SPLITS},
     "model.name_or_path": ("revision", "init", "config", "tokenizer"),
 }
-"""What a key given anew takes away from below: another path has other columns, another model another shape."""
+"""What another value of a key takes away from below: another path has other columns, another model another shape."""
 
 
 def recipe_json_schema() -> dict[str, Any]:

@@ -8,11 +8,14 @@ from typing import Any
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` under a temporary name beside ``path``, flush it to disk and rename it."""
+    """Write ``text`` under a temporary name beside ``path``, flush it to disk and rename it.
+
+    Bytes of file names that are no UTF-8, which Python holds as lone surrogates, are written as JSON escapes.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with draft.open("w", encoding="utf-8") as file:
+        with draft.open("w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -28,24 +31,29 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write one JSON object a line, as :func:`write_text` does."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text(path, "".join(map(_line, rows)))
 
 
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
-    """Append one JSON object as one line, in one write."""
+    """Append one JSON object as one line, in one write; a line that was cut off before it is ended first."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab", buffering=0) as file:
-        file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+    with path.open("a+b", buffering=0) as file:
+        begun = file.seek(0, os.SEEK_END) and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"
+        file.write((b"\n" if begun else b"") + _line(row).encode(errors="backslashreplace"))
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the JSON objects in ``path``; a last line that was cut off is left out, no file gives none."""
+    """Return the JSON objects in ``path``; a line that was cut off is left out, no file gives none."""
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().split(b"\n"):
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+        except ValueError:
+            continue
     return rows

@@ -1,7 +1,9 @@
 """A lock that keeps two writers out of one run directory, on shared file systems too.
 
-The owner renews a heartbeat; a lock is broken when its owner is gone: its process on this host, or its heartbeat where it
-is on another.
+The lock is a file that is created exclusively and whose time of change is its owner's heartbeat. It is broken when the
+owner is gone: its process, where that is a process of this machine, else its heartbeat. A lock is only ever removed by
+whoever holds the claim on that very owner, so that of many that find it stale one breaks it and none breaks its
+successor.
 """
 
 import json
@@ -10,6 +12,7 @@ import socket
 import tempfile
 import threading
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -19,94 +22,139 @@ from finelaunch.errors import BadInput, Problem
 
 HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0
+PATIENCE_SECONDS = 2.0
+"""How long to wait for others that take, break or release the lock at this moment."""
 
 
 class RunLock:
     """Held from ``__enter__`` to ``__exit__``.
 
     Args:
-        path: The lock file.
+        path: The lock file; its folder is made where it is missing.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._owner: dict[str, Any] = {}
         self._released = threading.Event()
-        self._owner = {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "started": psutil.Process().create_time(),
-            "slurm_job": os.environ.get("SLURM_JOB_ID"),
-        }
 
     def __enter__(self) -> "RunLock":
         """Take the lock.
 
         Raises:
-            BadInput: Another process that is alive holds it.
+            BadInput: Another process that is alive holds it, or the folder cannot be written.
         """
-        for _ in range(10):
-            try:
-                with self.path.open("x", encoding="utf-8") as file:
-                    json.dump(self._content(), file)
-            except FileExistsError:
-                self._break_if_stale()
-            else:
-                threading.Thread(target=self._beat, name="run-lock", daemon=True).start()
-                return self
-        raise BadInput(
-            Problem(str(self.path), "", "cannot be taken: others take it at the same moment", "", "try again")
-        )
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._take()
+        except OSError as error:
+            what = f"cannot be a run directory: {error.strerror}"
+            raise BadInput(Problem(str(self.path.parent), "", what, "", "choose another --run-dir")) from None
+        self._released = threading.Event()
+        threading.Thread(target=self._beat, name="run-lock", daemon=True).start()
+        return self
 
     def __exit__(self, *_: object) -> None:
-        """Give the lock back."""
-        self._released.set()
-        if self._read().get("pid") == self._owner["pid"]:
-            self.path.unlink(missing_ok=True)
+        """Give the lock back, unless it was taken from this process."""
+        if self._owner.get("pid") == os.getpid():
+            self._released.set()
+            self._remove(self._owner)
 
-    def _content(self) -> dict[str, Any]:
-        return {**self._owner, "heartbeat": time.time()}
+    def _take(self) -> None:
+        owner = {
+            "host": socket.gethostname(),
+            "machine": _machine(),
+            "pid": os.getpid(),
+            "started": psutil.Process().create_time(),
+            "slurm_job": os.environ.get("SLURM_JOB_ID"),
+            "token": uuid.uuid4().hex,
+        }
+        give_up = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                with self.path.open("x", encoding="utf-8") as file:
+                    file.write(json.dumps(owner))
+                self._owner = owner
+                return
+            except FileExistsError:
+                other, silence = self._read(), self._seconds_of_silence()
+            if _is_gone(other, silence):
+                self._remove(other)
+            elif other or time.monotonic() > give_up:
+                raise BadInput(_held(self.path, other, silence))
+            if time.monotonic() > give_up:
+                raise BadInput(_held(self.path, other, silence))
+            time.sleep(0.02)
 
     def _read(self) -> dict[str, Any]:
+        """Return who holds the lock; empty where nobody does or it is just being written."""
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
+        except (OSError, ValueError):
             return {}
         return content if isinstance(content, dict) else {}
 
-    def _beat(self) -> None:
-        while not self._released.wait(HEARTBEAT_SECONDS):
-            os.utime(self.path) if self.path.exists() else None
-
-    def _break_if_stale(self) -> None:
-        owner = self._read()
-        if owner.get("host") == self._owner["host"]:
-            gone = not _alive(owner)
-        else:
-            gone = self._seconds_since_heartbeat() > STALE_SECONDS
-        if not gone:
-            who = f"process {owner.get('pid')} on {owner.get('host')}"
-            job = f" (Slurm job {owner['slurm_job']})" if owner.get("slurm_job") else ""
-            what = f"the run is being written by {who}{job}"
-            raise BadInput(Problem(str(self.path), "", what, "", "wait for it, stop it, or choose another --name"))
-        aside = self.path.with_name(f".{self.path.name}.{os.getpid()}.{time.monotonic_ns()}")
-        try:
-            self.path.rename(aside)
-        except FileNotFoundError:
-            return
-        aside.unlink()
-
-    def _seconds_since_heartbeat(self) -> float:
-        """Return the age of the lock by the clock of the file system, which all hosts share."""
+    def _seconds_of_silence(self) -> float:
+        """Return the age of the heartbeat by the clock of the file system, which all hosts share; 0 without a lock."""
         try:
             with tempfile.NamedTemporaryFile(dir=self.path.parent) as now:
                 return os.stat(now.name).st_mtime - self.path.stat().st_mtime
         except FileNotFoundError:
             return 0.0
 
+    def _beat(self) -> None:
+        released, owner = self._released, self._owner
+        while not released.wait(HEARTBEAT_SECONDS):
+            try:
+                if self._read() == owner:
+                    os.utime(self.path)
+            except OSError:  # a file system that is away for a moment
+                continue
 
-def _alive(owner: dict[str, Any]) -> bool:
+    def _remove(self, owner: dict[str, Any]) -> None:
+        """Remove the lock of ``owner``, and of nobody else; do nothing while another process removes it."""
+        claim = self.path.with_name(f".{self.path.name}.{owner.get('token')}")
+        try:
+            claim.touch(exist_ok=False)
+        except FileExistsError:
+            if time.time() - claim.stat().st_mtime > STALE_SECONDS:
+                claim.unlink(missing_ok=True)
+            return
+        except FileNotFoundError:
+            return
+        try:
+            if self._read() == owner:
+                self.path.unlink()
+        finally:
+            claim.unlink()
+
+
+def _held(path: Path, owner: dict[str, Any], silence: float) -> Problem:
+    who = f"process {owner['pid']} on {owner.get('host')}" if "pid" in owner else "another process"
+    job = f" (Slurm job {owner['slurm_job']})" if owner.get("slurm_job") else ""
+    sign = f"; its last sign of life is {max(silence, 0):.0f} s old, after {STALE_SECONDS:.0f} s it counts as gone"
+    remedy = "wait for it, stop it, or choose another --name"
+    return Problem(str(path), "", f"the run is being written by {who}{job}{sign}", "", remedy)
+
+
+def _is_gone(owner: dict[str, Any], silence: float) -> bool:
+    """Return whether ``owner`` has ended: certain for a process of this machine, by its silence for any other."""
+    pid = owner.get("pid")
+    if owner.get("machine") == _machine() and type(pid) is int and pid > 0:
+        try:
+            if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+                return True
+            if abs(psutil.Process(pid).create_time() - owner["started"]) < 1.0:
+                return False
+        except (psutil.Error, KeyError, TypeError, OverflowError):  # a process that may not be looked at
+            pass
+    return silence > STALE_SECONDS
+
+
+def _machine() -> str:
+    """Return what names the space of process ids: two containers may share a host's name and not its processes."""
     try:
-        process = psutil.Process(int(owner["pid"]))
-        return abs(process.create_time() - float(owner["started"])) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
-    except (KeyError, ValueError, TypeError, psutil.Error):
-        return False
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return f"{socket.gethostname()} {psutil.boot_time():.0f}"

@@ -21,7 +21,7 @@ class _Terminal(logging.Handler):
 
 
 def set_up(log_file: Path | None = None) -> None:
-    """Send what :func:`say` and :func:`warn` are given to the terminal and to ``log_file``; call it again to change that."""
+    """Send what :func:`say` and :func:`warn` are given to the terminal and to ``log_file``; can be called again."""
     _logger.setLevel(logging.INFO)
     _logger.propagate = False
     root = logging.getLogger()

@@ -6,33 +6,22 @@ belongs to the launch profile, a name that was removed) lists them in ``answers`
 """
 
 import difflib
+import re
 import types
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Self, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from finelaunch.errors import BadInput, Problem
-from finelaunch.section.document import Document, Path, dotted
-
-
-class Section(BaseModel):
-    """A frozen group of settings that knows every key it takes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
-
-    answers: ClassVar[Mapping[str, str]] = {}
-    """Keys that users may well write here and that are refused: what to do instead, by key."""
-
-
-S = TypeVar("S", bound=Section)
+from finelaunch.section.document import Document, Path, dotted, plain_value
 
 
 class SettingError(ValueError):
-    """A fault in one key of a section, raised by validators that look at several.
+    """A fault of a section that pydantic does not find, such as two keys that exclude each other.
 
     Args:
-        key: The key of the section concerned; empty for the section as a whole.
+        key: The key of the section concerned, dotted where it lies deeper; empty for the section as a whole.
         what: What is wrong.
         allowed: What would be accepted.
         remedy: What to do.
@@ -43,68 +32,109 @@ class SettingError(ValueError):
         self.key, self.what, self.allowed, self.remedy = key, what, allowed, remedy
 
 
+class _Faults(ValueError):
+    def __init__(self, found: list[SettingError]) -> None:
+        super().__init__("; ".join(map(str, found)))
+        self.found = found
+
+
+class Section(BaseModel):
+    """A frozen group of settings that knows every key it takes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+    answers: ClassVar[Mapping[str, str]] = {}
+    """Keys that users may well write here and that are refused: what to do instead, by key. Those of the outermost
+    section answer in every section."""
+
+    file_keys: ClassVar[tuple[str, ...]] = ()
+    """Keys that may stand in the file and are settled before the section is built."""
+
+    def faults(self) -> Iterator[SettingError]:
+        """Yield what is wrong with keys that are each right by themselves; for sections to override."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _without_faults(self) -> Self:
+        if found := list(self.faults()):
+            raise _Faults(found)
+        return self
+
+
+S = TypeVar("S", bound=Section)
+
+
 def build(section: type[S], document: Document) -> S:
     """Return ``document`` as a ``section``.
 
     Raises:
-        BadInput: With one problem for each fault found.
+        BadInput: With one problem for each fault found, in the order of files and lines.
     """
     try:
         return section.model_validate(document.values)
     except ValidationError as error:
-        problems = [_problem(section, document, fault) for fault in error.errors(include_url=False)]
-    raise BadInput(list(dict.fromkeys(problems)))
+        faults = error.errors(include_url=False)
+    problems = [problem for fault in faults for problem in _problems(section, document, fault)]
+    raise BadInput(sorted(dict.fromkeys(problems), key=_file_and_line))
 
 
-def _problem(root: type[Section], document: Document, fault: Any) -> Problem:
-    path = _path_in(document.values, fault["loc"], fault["type"])
-    kind, value, context = fault["type"], fault["input"], fault.get("ctx", {})
-    cause = context.get("error")
-    if isinstance(cause, SettingError):
-        path = (*path, cause.key) if cause.key else path
-        return Problem(document.origin(path), dotted(path), cause.what, cause.allowed, cause.remedy)
-    origin, key = document.origin(path), dotted(path)
-    if kind == "extra_forbidden":
-        return _unknown_key(root, document, path)
-    if kind == "missing":
-        return Problem(origin, key, "is missing", _description(root, document.values, path))
-    if kind == "union_tag_not_found":
-        return Problem(origin, f"{key}.name", "is missing", "one of " + ", ".join(_tags(root, document.values, path)))
-    if kind == "union_tag_invalid":
-        known = _tags(root, document.values, path)
-        near = difflib.get_close_matches(str(context["tag"]), known, 1, 0.5)
-        return Problem(
-            document.origin((*path, "name")),
-            f"{key}.name",
-            f"{context['tag']!r} is not known",
-            "one of " + ", ".join(known),
-            f"did you mean {near[0]!r}?" if near else "",
-        )
-    if kind in ("model_type", "dict_type", "model_attributes_type"):
-        return Problem(origin, key or document.name, f"{value!r:.80} is not a mapping", "a mapping of its keys")
-    allowed = (
-        f"one of {context['expected']}" if kind == "literal_error" else fault["msg"].replace("Input should", "should")
-    )
-    near = _nearest_literal(value, context) if kind == "literal_error" else ""
-    return Problem(origin, key, f"{value!r:.80} is not allowed", allowed, near)
+def _file_and_line(problem: Problem) -> tuple[str, int]:
+    file, _, line = problem.origin.rpartition(":")
+    return (file, int(line)) if line.isdecimal() else (problem.origin, 0)
 
 
-def _nearest_literal(value: Any, context: Mapping[str, Any]) -> str:
-    known = [word.strip("' ") for word in context["expected"].replace(" or ", ", ").split(",")]
-    near = difflib.get_close_matches(str(value), known, 1, 0.6)
-    return f"did you mean {near[0]!r}?" if near else ""
+def _problems(root: type[Section], document: Document, fault: Any) -> Iterator[Problem]:
+    path = _path_in(root, document.values, fault["loc"], fault["type"])
+    cause = fault.get("ctx", {}).get("error")
+    if isinstance(cause, SettingError | _Faults):
+        for found in cause.found if isinstance(cause, _Faults) else [cause]:
+            place = (*path, *filter(None, found.key.split(".")))
+            yield Problem(document.origin(place), dotted(place), found.what, found.allowed, found.remedy)
+    elif fault["type"] == "extra_forbidden":
+        yield _unknown_key(root, document, path)
+    elif fault["type"].startswith("union_tag"):
+        yield _unknown_name(root, document, path)
+    elif fault["type"] == "missing":
+        parent = _section_at(root, document.values, path[:-1])
+        about = parent.model_fields[str(path[-1])].description if parent else None
+        yield Problem(document.origin(path), dotted(path), "is missing", about or "")
+    else:
+        yield _bad_value(root, document, path, fault)
 
 
-def _path_in(values: Any, location: tuple[str | int, ...], kind: str) -> Path:
+def _bad_value(root: type[Section], document: Document, path: Path, fault: Any) -> Problem:
+    value, allowed, remedy = fault["input"], fault["msg"].replace("Input should", "should"), ""
+    what = f"{value!r:.80} is not allowed"
+    if fault["type"] in ("model_type", "dict_type", "model_attributes_type"):
+        section = _section_at(root, document.values, path)
+        what = "is empty" if value is None else f"{value!r:.80} is not a mapping"
+        allowed = f"a mapping with keys such as {', '.join(section.model_fields)}" if section else "a mapping"
+        remedy = "leave it out, or give it keys" if value is None else ""
+    elif fault["type"] == "literal_error":
+        allowed = f"one of {fault['ctx']['expected']}"
+        near = nearest(str(value), re.findall("'([^']*)'", allowed))
+        remedy = f"did you mean {near!r}?" if near else ""
+    elif isinstance(value, str) and not isinstance(plain_value(value), str):
+        remedy = "leave the quotes out"
+    return Problem(document.origin(path), dotted(path), what, allowed, remedy)
+
+
+def _path_in(root: type[Section], values: Any, location: tuple[str | int, ...], kind: str) -> Path:
     """Drop from pydantic's location the tags of unions and names of types, which stand in no document."""
-    path: list[str | int] = []
+    path: Path = ()
+    here: Any = values
+    tag_follows = False
     for index, part in enumerate(location):
-        if (isinstance(values, dict) and part in values) or (isinstance(values, list) and isinstance(part, int)):
-            values = values[part]
+        if tag_follows:
+            tag_follows = False
+            continue
+        if (isinstance(here, dict) and part in here) or (isinstance(here, list) and isinstance(part, int)):
+            here = here[part]
         elif not (kind == "missing" and index == len(location) - 1):
             continue
-        path.append(part)
-    return tuple(path)
+        path = (*path, part)
+        tag_follows = len(_sections_at(root, values, path)) > 1
+    return path
 
 
 def _sections_in(annotation: Any) -> Iterator[type[Section]]:
@@ -115,18 +145,23 @@ def _sections_in(annotation: Any) -> Iterator[type[Section]]:
             yield from _sections_in(part)
 
 
+def _sections_at(root: type[Section], values: Any, path: Path) -> list[type[Section]]:
+    """Return the section classes that may stand at ``path``: several for a union, none for a single value."""
+    if not path:
+        return [root]
+    parent = _section_at(root, values, path[:-1])
+    field = parent.model_fields.get(str(path[-1])) if parent else None
+    return list(_sections_in(field.annotation)) if field else []
+
+
 def _section_at(root: type[Section], values: Any, path: Path) -> type[Section] | None:
     """Return the section class that ``path`` leads to, the member of a union chosen by its ``name``."""
-    section: type[Section] | None = root
+    members = _sections_at(root, values, path)
     for part in path:
-        if section is None or part not in section.model_fields:
-            return None
         values = values.get(part) if isinstance(values, dict) else None
-        members = list(_sections_in(section.model_fields[str(part)].annotation))
-        name = values.get("name") if isinstance(values, dict) else None
-        named = [member for member in members if _tag(member) == name]
-        section = (named or members or [None])[0]
-    return section
+    name = values.get("name") if isinstance(values, dict) else None
+    named = [member for member in members if _tag(member) == name]
+    return next(iter(named or members), None)
 
 
 def _tag(section: type[Section]) -> str | None:
@@ -134,36 +169,77 @@ def _tag(section: type[Section]) -> str | None:
     return options[0] if options else None
 
 
-def _tags(root: type[Section], values: Any, path: Path) -> list[str]:
-    parent = _section_at(root, values, path[:-1])
-    members = _sections_in(parent.model_fields[str(path[-1])].annotation) if parent else ()
-    return [tag for tag in map(_tag, members) if tag]
-
-
-def _description(root: type[Section], values: Any, path: Path) -> str:
-    section = _section_at(root, values, path[:-1])
-    return (section.model_fields[str(path[-1])].description or "") if section else ""
+def _unknown_name(root: type[Section], document: Document, path: Path) -> Problem:
+    """Return the fault of a union whose ``name`` is missing, misspelt, or none of its members'."""
+    members = _sections_at(root, document.values, path)
+    known = [tag for tag in map(_tag, members) if tag]
+    values: Any = document.values
+    for part in path:
+        values = values[part]
+    place, allowed = (*path, "name"), "one of " + ", ".join(known)
+    if "name" in values:
+        near = nearest(str(values["name"]), known)
+        what, remedy = f"{values['name']!r:.80} is not known", f"did you mean {near!r}?" if near else ""
+        return Problem(document.origin(place), dotted(place), what, allowed, remedy)
+    meant = nearest("name", [key for key in values if not any(key in member.model_fields for member in members)])
+    if meant:
+        wrong = (*path, meant)
+        return Problem(document.origin(wrong), dotted(wrong), "unknown key", "", f"did you mean {dotted(place)!r}?")
+    return Problem(document.origin(path), dotted(place), "is missing", allowed)
 
 
 def _unknown_key(root: type[Section], document: Document, path: Path) -> Problem:
-    section, word = _section_at(root, document.values, path[:-1]) or root, str(path[-1])
+    above, word = path[:-1], str(path[-1])
+    section = _section_at(root, document.values, above) or root
     origin, key = document.origin(path), dotted(path)
-    if word in section.answers:
-        return Problem(origin, key, "is not taken here", "", section.answers[word])
-    near = nearest(word, section.model_fields)
-    if near:
-        return Problem(origin, key, "unknown key", "", f"did you mean {dotted((*path[:-1], near))!r}?")
-    elsewhere = {dotted(known): str(known[-1]) for known in all_keys(root)}
+    answer = section.answers.get(word) or root.answers.get(word)
+    if answer:
+        return Problem(origin, key, "is not taken here", "", answer)
+    if (parts := tuple(word.split("."))) in set(all_keys(section)):
+        nested = ": {".join(parts) + ": …" + "}" * (len(parts) - 1)
+        return Problem(origin, key, "a dotted key, as on the command line", "", f"write it nested: {nested}")
+    meant = _meant(root, section, above, word)
+    known = f"known here: {', '.join((*section.model_fields, *section.file_keys))}"
+    if not meant:
+        return Problem(origin, key, "unknown key", known)
+    return Problem(origin, key, "unknown key", "", f"did you mean {' or '.join(map(repr, meant))}?")
+
+
+def _meant(root: type[Section], section: type[Section], above: Path, word: str) -> list[str]:
+    """Return the dotted keys that ``word``, written in the section at ``above``, may have meant."""
+    near = nearest(word, (*section.model_fields, *section.file_keys))
+    elsewhere = {dotted(path): str(path[-1]) for path in all_keys(root)}
+    if near and (word not in elsewhere.values() or _num_edits(word, near) == 1):
+        return [dotted((*above, near))]
     alike = nearest(word, elsewhere.values(), 0.85)
-    places = [place for place, name in elsewhere.items() if name == alike]
-    known = f"known here: {', '.join(section.model_fields)}"
-    return Problem(origin, key, "unknown key", known, f"did you mean {places[0]!r}?" if places else "")
+    return [place for place, name in elsewhere.items() if name == alike][:4]
 
 
-def nearest(word: str, known: Any, cutoff: float = 0.6) -> str | None:
-    """Return the member of ``known`` most like ``word``, or None where none is alike."""
-    found = difflib.get_close_matches(word, list(known), 1, cutoff)
-    return found[0] if found else None
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """Return the member of ``known`` most like ``word``, or None where none is alike.
+
+    Alike is what shares at least ``cutoff`` of its letters in order; the fewest edits decide between several.
+    """
+    known = list(dict.fromkeys(known))
+    alike = difflib.get_close_matches(word, known, max(1, len(known)), cutoff)
+    return min(alike, key=lambda name: _num_edits(word, name), default=None)
+
+
+def _num_edits(word: str, name: str) -> int:
+    """Return how many letters are put in, left out, changed or swapped with their neighbour between the two.
+
+    Source: Damerau, A technique for computer detection and correction of spelling errors, CACM 7(3), 1964, in the form
+    that edits no place twice (optimal string alignment).
+    """
+    rows = [list(range(len(name) + 1))]
+    for i, letter in enumerate(word, 1):
+        row, above = [i], rows[-1]
+        for j, other in enumerate(name, 1):
+            row.append(min(above[j] + 1, row[j - 1] + 1, above[j - 1] + (letter != other)))
+            if i > 1 and j > 1 and letter == name[j - 2] and word[i - 2] == other:
+                row[j] = min(row[j], rows[-2][j - 2] + 1)
+        rows.append(row)
+    return rows[-1][-1]
 
 
 def all_keys(root: type[Section], path: Path = ()) -> Iterator[Path]:

@@ -1,7 +1,7 @@
 """What a task must be able to do: one contract for its data, one for its model.
 
-``pipeline.py`` and ``training/train.py`` know tasks only through these two. Nothing here or at the top of a task's module
-imports torch, so that recipes and data can be checked without it.
+``pipeline.py`` and ``training/train.py`` know tasks only through these two. Nothing here or at the top of a task's
+module imports torch, so that recipes and data can be checked without it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -112,7 +112,7 @@ class TaskModel(Protocol):
     def results(
         self, outputs: Mapping[str, "torch.Tensor"], features: Features, ids: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """Return the few numbers a feature that :meth:`measure` needs, arrays ``[batch, …]``; ``ids`` are feature rows."""
+        """Return the few numbers a feature that :meth:`measure` needs, ``[batch, …]``; ``ids`` are feature rows."""
         ...
 
     def measure(
@@ -148,14 +148,15 @@ def pad(rows: Sequence[Mapping[str, Any]], column: str, value: int, left: bool =
 
 
 def pad_inputs(rows: Sequence[Mapping[str, Any]], tokenizer: "PreTrainedTokenizerBase", left: bool = False) -> Batch:
-    """Return ``input_ids``, ``attention_mask`` and, where the rows have them, ``token_type_ids``, each ``[batch, longest]``.
+    """Return the model's inputs, each int64 ``[batch, longest]``.
 
-    The mask is made from the lengths, so that a pad token that is also a real token (EOS) is never masked by its id.
+    They are ``input_ids``, ``attention_mask`` and, where the rows have them, ``token_type_ids``. The mask is made from
+    the lengths, so that a pad token that is also a real token (EOS) is never masked by its id.
     """
     import torch
 
-    fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    batch = {"input_ids": pad(rows, "input_ids", fill, left)}
+    fill: Any = tokenizer.pad_token_id
+    batch = {"input_ids": pad(rows, "input_ids", 0 if fill is None else fill, left)}
     ones = [{"mask": np.ones(len(row["input_ids"]), dtype=np.int64)} for row in rows]
     batch["attention_mask"] = pad(ones, "mask", 0, left)
     if "token_type_ids" in rows[0]:

@@ -1,19 +1,21 @@
 """Causal-LM assistant: answers to prompts, loss on the answers only.
 
-A row becomes segments of text, prompt and answer in turn, each encoded on its own, so that a prompt has the same tokens in
-training as when the model is asked. The segments come from the tokenizer's chat template where there is one, else from
-the plain shape ``Input: … / Output: …``.
+A row becomes segments of text, prompt and answer in turn, each encoded on its own, so that a prompt has the same tokens
+in training as when the model is asked. The segments come from the tokenizer's chat template where there is one, else
+from the plain shape ``Input: … / Output: …``.
 """
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
-from finelaunch.data.checks import RowError, check_rows, column_names, text_in
+from finelaunch.data.checks import MAX_PROBLEMS, RowError, check_rows, column_names, text_in
 from finelaunch.data.features import Features
 from finelaunch.data.sources import Rows
 from finelaunch.errors import BadInput, Problem
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 Message = dict[str, str]
 Segment = tuple[str, bool]
 """A text and whether it is an answer."""
+
+CHUNK = 1000
+"""Rows that are encoded in one call."""
 
 ROLES = ("system", "user", "assistant")
 PAIRS = (("prompt", "completion"), ("input", "output"))
@@ -49,7 +54,7 @@ class CausalLMSection(Section):
 class CausalLM:
     """Prompts and answers, or messages, into one sequence of tokens."""
 
-    columns = {
+    columns: ClassVar[Mapping[str, str]] = {
         "prompt": "what is asked (or input)",
         "completion": "the answer (or output)",
         "messages": "instead of the two: a list of {role: system|user|assistant, content: …}",
@@ -67,13 +72,13 @@ class CausalLM:
         """Return examples ``{id, messages, topic}`` that end in an assistant's message."""
         names = self._shape_of(rows, given)
 
-        def read(index: int, row: Mapping[str, Any]) -> Example:
+        def read(row: Mapping[str, Any]) -> Example:
             if "messages" in names:
                 messages = _messages(row, names["messages"])
             else:
                 prompt, answer = text_in(row, names["prompt"]), text_in(row, names["completion"])
                 messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-            return {"id": str(row.get("id", index)), "messages": messages, "topic": str(row.get("topic") or "")}
+            return {"messages": messages, "topic": str(row.get("topic") or "")}
 
         return check_rows(rows, read)
 
@@ -94,104 +99,144 @@ class CausalLM:
 
     def group(self, example: Example) -> tuple[str, str]:
         """Return the topic where there is one, else the prompt, so that one question stays on one side."""
-        return example["topic"] or example["messages"][-2]["content"], ""
+        return example["topic"] or " ".join(example["messages"][-2]["content"].split()), ""
 
     def encode(self, examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase") -> Encoded:
-        """Return one feature an example, ``labels`` as long as ``input_ids`` and -100 outside the answers."""
+        """Return one feature an example, ``labels`` as long as ``input_ids`` and -100 outside the answers.
+
+        Raises:
+            BadInput: A row that the chat template refuses, or no row with an answer to train on.
+        """
         columns: dict[str, list[Any]] = defaultdict(list)
         counts: Counter[str] = Counter()
-        for index, example in enumerate(examples):
-            ids, labels = self._row(example["messages"], tokenizer)
-            counts["cut"] += len(ids) > self.section.max_length
-            ids, labels = ids[: self.section.max_length], labels[: self.section.max_length]
-            if all(label == IGNORED for label in labels):
-                counts["dropped"] += 1
-                continue
-            columns["input_ids"].append(ids)
-            columns["labels"].append(labels)
-            columns["example"].append(index)
+        longest, ends = self.section.max_length, set(tokenizer.all_special_ids)
+        for start in range(0, len(examples), CHUNK):
+            rows = self._rows(examples[start : start + CHUNK], tokenizer)
+            for index, (ids, labels) in enumerate(rows, start):
+                counts["unlearnt"] += not any(labels != IGNORED)
+                counts["endless"] += any(labels != IGNORED) and int(labels[labels != IGNORED][-1]) not in ends
+                counts["cut"] += len(ids) > longest
+                if not any(labels[:longest] != IGNORED):
+                    counts["dropped"] += 1
+                    continue
+                columns["input_ids"].append(ids[:longest])
+                columns["labels"].append(labels[:longest])
+                columns["example"].append(index)
+        if not columns["example"]:
+            what = f"no row has an answer within task.max_length {longest}"
+            if counts["unlearnt"] == len(examples):
+                what = "the chat template leaves no row an answer to learn"
+            raise BadInput(Problem("data", "task", what, "", "raise task.max_length or set task.shape to plain"))
         length = f"of {len(examples):,} rows"
         notes = {
-            "cut": f"{counts['cut']:,} {length} cut at task.max_length {self.section.max_length}",
-            "dropped": f"{counts['dropped']:,} {length} left out: no token of the answer is left after the cut",
+            "cut": f"{length} cut at task.max_length {longest}",
+            "dropped": f"{length} left out: no token of an answer within task.max_length {longest}",
+            "unlearnt": f"{length} have no answer to learn: the chat template writes it otherwise once it is given",
+            "endless": f"{length} end without an end token, so that the model does not learn to stop",
         }
-        if not columns["example"]:
-            what = f"no row has an answer within task.max_length {self.section.max_length}"
-            raise BadInput(Problem("data", "task.max_length", what, "", "raise it"))
-        return Encoded(Features.from_lists(columns), tuple(notes[name] for name in notes if counts[name]))
+        said = tuple(f"{counts[name]:,} {note}" for name, note in notes.items() if counts[name])
+        return Encoded(Features.from_lists(columns), said)
 
-    def _row(self, messages: Sequence[Message], tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
-        template = self.template(tokenizer)
-        if template and _GENERATION_MARKER.search(template):
-            encoded = tokenizer.apply_chat_template(
-                list(messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-            )
-            mask = encoded["assistant_masks"]
-            ids = list(encoded["input_ids"])
-            return ids, _first_ignored([i if m else IGNORED for i, m in zip(ids, mask, strict=True)])
-        ids = self._beginning(tokenizer)
-        labels = [IGNORED] * len(ids)
-        for text, is_answer in self.segments(messages, tokenizer):
-            tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
-            ids.extend(tokens)
-            labels.extend(tokens if is_answer else [IGNORED] * len(tokens))
-        return ids, _first_ignored(labels)
+    def _rows(
+        self, examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase"
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield input ids and labels of each example, int32 ``[length]``; all texts are encoded in one call."""
+        rows, problems = [], []
+        for example in examples:
+            try:
+                rows.append(self.segments(example["messages"], tokenizer))
+            except RowError as error:
+                problems.append(Problem(f"data:row {example['id']!r}", error.column, error.what, "", error.remedy))
+        if problems:
+            num_more = len(problems) - MAX_PROBLEMS
+            more = [Problem("data", "", f"and {num_more:,} more such rows")] if num_more > 0 else []
+            raise BadInput(problems[:MAX_PROBLEMS] + more)
+        encoded = iter(_token_ids([text for segments in rows for text, _ in segments], tokenizer))
+        beginning = self._beginning(tokenizer)
+        for segments in rows:
+            ids, labels = list(beginning), [IGNORED] * len(beginning)
+            for _, is_answer in segments:
+                tokens = next(encoded)
+                ids.extend(tokens)
+                labels.extend(tokens if is_answer else [IGNORED] * len(tokens))
+            # The first token is no target: nothing comes before it that could predict it.
+            yield np.array(ids, dtype=np.int32), np.array([IGNORED, *labels[1:]], dtype=np.int32)
 
     def template(self, tokenizer: "PreTrainedTokenizerBase") -> str | None:
         """Return the chat template in use, or None for the plain shape.
 
         Raises:
-            BadInput: ``shape: chat`` for a tokenizer without one.
+            BadInput: ``shape: chat`` for a tokenizer without one, or several templates of which none is the default.
         """
-        template = getattr(tokenizer, "chat_template", None)
-        if self.section.shape == "chat" and not template:
-            what = "the tokenizer has no chat template"
-            raise BadInput(Problem("recipe", "task.shape", f"'chat' is not possible: {what}", "auto or plain"))
-        return None if self.section.shape == "plain" else template
+        if self.section.shape == "plain" or (self.section.shape == "auto" and not tokenizer.chat_template):
+            return None
+        try:
+            return tokenizer.get_chat_template()
+        except ValueError as error:
+            allowed = f"no usable chat template: {str(error).splitlines()[0]:.160}"
+            raise BadInput(Problem("recipe", "task.shape", allowed, "plain, or a tokenizer with a template")) from None
 
     def segments(self, messages: Sequence[Message], tokenizer: "PreTrainedTokenizerBase") -> list[Segment]:
-        """Return the texts of a row in order; together they are what the template makes of the messages.
+        """Return the texts of a row in order, up to its last answer.
 
-        The answer of a turn is what the rendering up to it adds to the rendered prompt, the end-of-turn included. A turn
-        whose prompt is not the beginning of its rendering gets no loss (templates that rewrite earlier turns).
+        A template that marks its answers (``{% generation %}``) says itself what they are. Otherwise the answer of a
+        turn is what the rendering up to it adds to the rendered prompt, the end of the turn included but not the white
+        space after it. A turn whose prompt is not the beginning of its rendering gets no loss (templates that rewrite
+        earlier turns).
+
+        Raises:
+            RowError: The chat template refuses the messages.
         """
-        if self.template(tokenizer) is None:
-            return _plain_segments(messages, tokenizer.eos_token or "")
-        done, segments = "", []
+        template = self.template(tokenizer)
+        if template is None:
+            return _plain_segments(messages, tokenizer)
+        if _GENERATION_MARKER.search(template):
+            return _marked_segments(messages, template, tokenizer)
+        done, segments, ends = "", [], tuple(tokenizer.all_special_tokens)
         for turn, message in enumerate(messages):
-            if message["role"] != "assistant":
+            if message["role"] != "assistant" or turn == 0:
                 continue
-            prompt = self.prompt(messages[:turn], tokenizer)
-            full = str(tokenizer.apply_chat_template(list(messages[: turn + 1]), tokenize=False))
+            prompt, full = _rendered(messages[:turn], tokenizer, True), _rendered(messages[: turn + 1], tokenizer)
             if not (full.startswith(prompt) and prompt.startswith(done)):
                 continue
-            segments += [(prompt[len(done) :], False), (full[len(prompt) :], True)]
-            done = full
+            answer = full[len(prompt) :]
+            answer = answer.rstrip() if answer.rstrip().endswith(ends) else answer
+            segments += [(prompt[len(done) :], False), (answer, True)]
+            done = prompt + answer
         return [segment for segment in segments if segment[0]]
 
     def _beginning(self, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
         """Return the tokens that the tokenizer puts before any text; a chat template writes its own."""
         if self.template(tokenizer) is not None or tokenizer.bos_token_id is None:
             return []
-        return [tokenizer.bos_token_id] if tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id else []
+        first = tokenizer("a")["input_ids"][:1]
+        return first if first == [tokenizer.bos_token_id] else []
 
     def prompt_ids(self, messages: Sequence[Message], tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-        """Return the tokens after which the model is to answer, exactly those that it was trained after."""
+        """Return the tokens after which the model is to answer, exactly those that it was trained after.
+
+        Raises:
+            BadInput: The chat template refuses the messages.
+        """
         last_answer = max((turn for turn, message in enumerate(messages) if message["role"] == "assistant"), default=-1)
-        segments = self.segments(messages[: last_answer + 1], tokenizer)
+        try:
+            segments = self.segments(messages[: last_answer + 1], tokenizer) if last_answer >= 0 else []
+            prompt = self.prompt(messages, tokenizer)
+        except RowError as error:
+            raise BadInput(Problem("", error.column, error.what, error.allowed, error.remedy)) from None
         said = "".join(text for text, _ in segments)
-        prompt = self.prompt(messages, tokenizer)
         texts = [text for text, _ in segments] + [prompt[len(said) :]] if prompt.startswith(said) else [prompt]
-        ids = self._beginning(tokenizer)
-        for text in texts:
-            ids.extend(tokenizer(text, add_special_tokens=False)["input_ids"])
-        return ids
+        return self._beginning(tokenizer) + list(chain.from_iterable(_token_ids(texts, tokenizer)))
 
     def prompt(self, messages: Sequence[Message], tokenizer: "PreTrainedTokenizerBase") -> str:
-        """Return the text after which the model is to answer the last of ``messages``."""
+        """Return the text after which the model is to answer the last of ``messages``.
+
+        Raises:
+            RowError: The chat template refuses the messages.
+        """
         if self.template(tokenizer) is None:
-            return "".join(text for text, _ in _plain_segments(messages, tokenizer.eos_token or ""))
-        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
+            return "".join(text for text, _ in _plain_segments(messages, tokenizer))
+        return _rendered(messages, tokenizer, True)
 
     def model_config(self, facts: Mapping[str, Any]) -> dict[str, Any]:
         """Return nothing."""
@@ -250,7 +295,8 @@ class CausalLM:
         return Measured(metrics, predictions)
 
 
-def _plain_segments(messages: Sequence[Message], end: str) -> list[Segment]:
+def _plain_segments(messages: Sequence[Message], tokenizer: "PreTrainedTokenizerBase") -> list[Segment]:
+    end = tokenizer.eos_token or ""
     segments: list[Segment] = []
     for message in messages:
         if message["role"] == "assistant":
@@ -262,9 +308,45 @@ def _plain_segments(messages: Sequence[Message], end: str) -> list[Segment]:
     return segments
 
 
-def _first_ignored(labels: list[int]) -> list[int]:
-    """Return ``labels`` with the first one ignored: no token comes before it that could predict it."""
-    return [IGNORED, *labels[1:]]
+def _marked_segments(messages: Sequence[Message], template: str, tokenizer: "PreTrainedTokenizerBase") -> list[Segment]:
+    """Return the segments of a template that marks its answers."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    words: dict[str, Any] = tokenizer.special_tokens_map
+    with _template_faults():
+        rendered: Any = render_jinja_template(
+            [list(messages)], chat_template=template, return_assistant_tokens_mask=True, **words
+        )
+    (text,), (spans,) = rendered
+    done, segments = 0, []
+    for start, end in spans:
+        segments += [(text[done:start], False), (text[start:end], True)]
+        done = end
+    return [segment for segment in segments if segment[0]]
+
+
+def _rendered(messages: Sequence[Message], tokenizer: "PreTrainedTokenizerBase", prompt: bool = False) -> str:
+    with _template_faults():
+        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt))
+
+
+@contextmanager
+def _template_faults() -> Iterator[None]:
+    """Turn what a template raises (on a system message, on roles that do not alternate) into a fault of the row."""
+    from jinja2.exceptions import TemplateError
+
+    try:
+        yield
+    except (TemplateError, TypeError, ValueError, KeyError, IndexError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        remedy = "change the messages, or set task.shape=plain"
+        raise RowError("messages", f"refused by the tokenizer's chat template: {reason:.160}", "", remedy) from None
+
+
+def _token_ids(texts: list[str], tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
+    if not texts:
+        return []
+    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
 
 
 def _messages(row: Mapping[str, Any], column: str, answered: bool = True) -> list[Message]:
@@ -281,6 +363,7 @@ def _messages(row: Mapping[str, Any], column: str, answered: bool = True) -> lis
     if (messages[-1]["role"] == "assistant") != answered:
         what = "does not end with an assistant's message" if answered else "ends with an assistant's message"
         raise RowError(column, what, "", "leave the last message out" if not answered else "leave the row out")
-    if answered and messages[-2]["role"] == "assistant":
-        raise RowError(column, "ends with two assistant's messages", "a user's message before the last")
+    if answered and messages[-2]["role"] != "user":
+        what = f"the last answer follows a message of {messages[-2]['role']}"
+        raise RowError(column, what, "a user's message before the last")
     return [{"role": message["role"], "content": message["content"]} for message in messages]

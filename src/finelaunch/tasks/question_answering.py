@@ -7,6 +7,7 @@ would otherwise stand in the softmax and a row's loss would depend on the longes
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -107,14 +108,16 @@ class QuestionAnswering:
             self._encode_chunk(chunk, tokenizer, columns, counts)
 
         in_chunks(examples, encode)
-        notes = []
-        if counts["cut_questions"]:
-            cut = f"{counts['cut_questions']:,} of {len(examples):,} questions"
-            notes.append(f"{cut} cut at task.max_question_length {self.section.max_question_length}")
-        if counts["long_answers"]:
-            long = f"{counts['long_answers']:,} answers are longer than task.max_answer_length"
-            notes.append(f"{long} {self.section.max_answer_length} tokens and cannot be found")
-        return Encoded(Features.from_lists(columns), tuple(notes))
+        section, questions = self.section, f"of {len(examples):,} questions"
+        notes = {
+            "cut": f"{questions} cut at task.max_question_length {section.max_question_length}",
+            "long": f"{questions} have an answer longer than task.max_answer_length {section.max_answer_length} "
+            "tokens, which cannot be found",
+            "lost": f"{questions} have an answer that no window of task.max_length {section.max_length} and "
+            f"task.stride {section.stride} holds whole, and are trained as if they had none",
+        }
+        said = tuple(f"{counts[name]:,} {note}" for name, note in notes.items() if counts[name])
+        return Encoded(Features.from_lists(columns), said)
 
     def _encode_chunk(
         self,
@@ -123,51 +126,62 @@ class QuestionAnswering:
         columns: dict[str, list[Any]],
         counts: Counter[str],
     ) -> None:
-        first = len(columns["example"]) and columns["example"][-1] + 1
-        questions = [self._cut(example["question"].strip(), tokenizer, counts) for example in chunk]
+        first = columns["example"][-1] + 1 if columns["example"] else 0
         encoded = tokenizer(
-            questions,
+            self._questions(chunk, tokenizer, counts),
             [example["context"] for example in chunk],
             truncation="only_second",
             max_length=self.section.max_length,
             stride=self.section.stride,
             return_overflowing_tokens=True,
-            return_offsets_mapping=True,
             return_attention_mask=False,
         )
-        for row, encoding in enumerate(encoded.encodings):
-            index = encoded["overflow_to_sample_mapping"][row]
+        found, long = set(), set()
+        owners = encoded["overflow_to_sample_mapping"]
+        for row, (index, encoding) in enumerate(zip(owners, encoded.encodings or (), strict=True)):
             ids = encoded["input_ids"][row]
-            sequence = np.array([-1 if part is None else part for part in encoding.sequence_ids])
-            context_tokens = np.flatnonzero(sequence == 1)
-            if not len(context_tokens):
-                what = f"the context of {chunk[index]['id']!r} has no token"
-                raise BadInput(Problem("data", "context", what, "", "remove the row"))
-            context_start = int(context_tokens[0])
-            offsets = np.array(encoding.offsets, dtype=np.int32)[context_tokens]
+            context_start, offsets = _context_offsets(encoding, chunk[index]["id"])
             null = ids.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in ids else 0
             span = _token_span(chunk[index]["answers"], offsets[:, 0], offsets[:, 1])
-            counts["long_answers"] += span is not None and span[1] - span[0] >= self.section.max_answer_length
-            columns["input_ids"].append(ids)
+            if span is not None:
+                found.add(index)
+                if span[1] - span[0] >= self.section.max_answer_length:
+                    long.add(index)
+            columns["input_ids"].append(np.array(ids, dtype=np.int32))
             if "token_type_ids" in encoded:
-                columns["token_type_ids"].append(encoded["token_type_ids"][row])
+                columns["token_type_ids"].append(np.array(encoded["token_type_ids"][row], dtype=np.int32))
             columns["labels"].append([null, null] if span is None else [context_start + token for token in span])
             columns["example"].append(first + index)
             columns["null_position"].append(null)
             columns["context_start"].append(context_start)
             columns["offset_starts"].append(offsets[:, 0])
             columns["offset_ends"].append(offsets[:, 1])
+        counts["long"] += len(long)
+        counts["lost"] += sum(bool(example["answers"]["text"]) for example in chunk) - len(found)
 
-    def _cut(self, question: str, tokenizer: "PreTrainedTokenizerBase", counts: Counter[str]) -> str:
-        """Return ``question`` cut after ``max_question_length`` tokens."""
-        if len(question) <= self.section.max_question_length:
-            return question
-        encoding = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)
-        offsets = encoding["offset_mapping"]
-        if len(offsets) <= self.section.max_question_length:
-            return question
-        counts["cut_questions"] += 1
-        return question[: offsets[self.section.max_question_length - 1][1]]
+    def _questions(
+        self, chunk: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", counts: Counter[str]
+    ) -> list[str]:
+        """Return the questions without outer white space, each cut to at most ``max_question_length`` tokens."""
+        longest = self.section.max_question_length
+
+        def encode(texts: list[str]) -> Sequence[Any]:
+            return tokenizer(texts, add_special_tokens=False, verbose=False).encodings or ()
+
+        def cut(question: str, offsets: list[tuple[int, int]]) -> str:
+            # What is left may be encoded otherwise than it was within the whole, so it is counted again.
+            for length in range(longest, 0, -1):
+                shorter = question[: offsets[length][0]].rstrip()
+                if len(encode([shorter])[0]) <= longest:
+                    return shorter
+            return ""
+
+        questions = [example["question"].strip() for example in chunk]
+        for index, encoding in enumerate(encode(questions)):
+            if len(encoding) > longest:
+                questions[index] = cut(questions[index], encoding.offsets)
+                counts["cut"] += 1
+        return questions
 
     def model_config(self, facts: Mapping[str, Any]) -> dict[str, Any]:
         """Return nothing: the head has two outputs in every architecture."""
@@ -178,6 +192,8 @@ class QuestionAnswering:
         import torch
 
         def mask(module: Any, args: Any, kwargs: Mapping[str, Any], outputs: Any) -> Any:
+            if kwargs.get("attention_mask") is None:
+                return outputs
             padded = kwargs["attention_mask"] == 0
             for name in ("start_logits", "end_logits"):
                 outputs[name] = outputs[name].masked_fill(padded, torch.finfo(outputs[name].dtype).min)
@@ -196,10 +212,11 @@ class QuestionAnswering:
         """Return the cross-entropy of start plus that of end, one a row; logits are ``[batch, sequence]``."""
         from torch.nn.functional import cross_entropy
 
-        return sum(
+        start, end = (
             cross_entropy(outputs[name].float(), labels[:, column], ignore_index=IGNORED, reduction="none")
             for column, name in enumerate(("start_logits", "end_logits"))
         )
+        return start + end
 
     def results(
         self, outputs: Mapping[str, "torch.Tensor"], features: Features, ids: np.ndarray
@@ -271,7 +288,7 @@ def _answers(row: Mapping[str, Any], column: str, context: str) -> dict[str, lis
         allowed = '{"text": [...], "answer_start": [...]} of equal length'
         raise RowError(column, f"is {answers!r:.80}", allowed)
     for text, start in zip(texts, starts, strict=True):
-        if not isinstance(text, str) or not text or isinstance(start, bool) or not isinstance(start, int):
+        if not isinstance(text, str) or not text.strip() or isinstance(start, bool) or not isinstance(start, int):
             raise RowError(column, f"{text!r:.60} at {start!r:.20}", "a text and the character it starts at")
         if start < 0 or context[start : start + len(text)] != text:
             found = context.find(text)
@@ -281,8 +298,27 @@ def _answers(row: Mapping[str, Any], column: str, context: str) -> dict[str, lis
     return {"text": list(texts), "answer_start": list(starts)}
 
 
+def _context_offsets(encoding: Any, identity: str) -> tuple[int, np.ndarray]:
+    """Return the position of the first context token and the characters of all, int32 ``[tokens, 2]``.
+
+    Raises:
+        BadInput: The window holds no context.
+    """
+    parts = encoding.sequence_ids
+    num_tokens = parts.count(1)
+    if not num_tokens:
+        what = f"the context of {identity!r} has no token"
+        raise BadInput(Problem("data", "context", what, "", "remove the row"))
+    start = parts.index(1)
+    flat = chain.from_iterable(encoding.offsets[start : start + num_tokens])
+    return start, np.fromiter(flat, np.int32, 2 * num_tokens).reshape(-1, 2)
+
+
 def _token_span(answers: Mapping[str, Any], starts: np.ndarray, ends: np.ndarray) -> tuple[int, int] | None:
     """Return first and last context token of the first answer, or None where the window does not hold all of it.
+
+    The span is the shortest that covers the answer without its outer white space, to which many tokenizers give no
+    token.
 
     Args:
         answers: Texts and the characters they start at; the first one is trained on.
@@ -291,7 +327,9 @@ def _token_span(answers: Mapping[str, Any], starts: np.ndarray, ends: np.ndarray
     """
     if not answers["text"]:
         return None
-    first, last = answers["answer_start"][0], answers["answer_start"][0] + len(answers["text"][0])
+    text = answers["text"][0]
+    first = answers["answer_start"][0] + len(text) - len(text.lstrip())
+    last = answers["answer_start"][0] + len(text.rstrip())
     if first < starts[0] or last > ends[-1]:
         return None
     start = int(np.searchsorted(ends, first, side="right"))

@@ -1,5 +1,6 @@
 """Text classification: one label of any number a text."""
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-MAX_DIGITS = 9
-"""Of a label that is a number; anything longer is a name."""
+_NUMBER = re.compile(r"-?[0-9]{1,9}")
 
 
 class TextClassificationSection(Section):
@@ -60,7 +60,7 @@ class TextClassification:
             column = column_names(rows, self.columns, given)["label"]
             found = {name for row in rows.rows if (name := _name(row.get(column))) is not None}
             numbers = {name for name in found if _is_number(name)}
-            names = sorted(found, key=int) if numbers == found else sorted(found)
+            names = sorted(found, key=lambda name: (int(name), name)) if numbers == found else sorted(found)
         if len(names) < 2:
             what = f"only the label {names[0]!r}" if names else "no labels"
             raise BadInput(Problem(rows.origin, f"{rows.key}", what, "two labels or more"))
@@ -98,20 +98,21 @@ class TextClassification:
     def encode(self, examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase") -> Encoded:
         """Return one feature an example, its label as ``labels``."""
         columns: dict[str, list[Any]] = defaultdict(list)
-        num_cut = 0
+        num_cut, longest = 0, self.section.max_length
 
         def encode(chunk: Sequence[Example]) -> None:
             nonlocal num_cut
             texts = [example["text"] for example in chunk]
-            encoded = tokenizer(texts, truncation=True, max_length=self.section.max_length, return_attention_mask=False)
-            num_cut += sum(bool(encoding.overflowing) for encoding in encoded.encodings or ())
-            for name in encoded:
-                columns[name].extend(encoded[name])
+            encoded = tokenizer(texts, truncation=True, max_length=longest, return_attention_mask=False)
+            full = (one for one in encoded.encodings or () if len(one) == longest)
+            num_cut += sum(bool(encoding.overflowing) for encoding in full)
+            for name, rows in encoded.items():
+                columns[name].extend(np.array(row, dtype=np.int32) for row in rows)
 
         in_chunks(examples, encode)
         columns["labels"] = [example["label"] for example in examples]
         columns["example"] = list(range(len(examples)))
-        share = f"{num_cut:,} of {len(examples):,} texts cut at task.max_length {self.section.max_length}"
+        share = f"{num_cut:,} of {len(examples):,} texts cut at task.max_length {longest}"
         return Encoded(Features.from_lists(columns), (share,) if num_cut else ())
 
     def model_config(self, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,9 +121,7 @@ class TextClassification:
         return {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
 
     def prepare(self, model: "PreTrainedModel") -> None:
-        """Leave the model as it is; let the padding be known to decoders, which read the last real token."""
-        if model.config.pad_token_id is None:
-            model.config.pad_token_id = model.config.eos_token_id
+        """Leave the model as it is."""
 
     def collate(self, rows: Sequence[Mapping[str, Any]], tokenizer: "PreTrainedTokenizerBase") -> Batch:
         """Return padded inputs and ``labels`` ``[batch]``."""
@@ -176,4 +175,4 @@ def _name(label: Any) -> str | None:
 
 
 def _is_number(name: str) -> bool:
-    return name.isascii() and name.isdigit() and len(name) <= MAX_DIGITS
+    return _NUMBER.fullmatch(name) is not None

@@ -4,10 +4,10 @@ Only fields that change the result or its rhythm are taken. Every other field of
 that transformers 5 removed, is answered with the place where it belongs; a test holds that none is forgotten.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from finelaunch.section.base import Section, SettingError
 
@@ -21,7 +21,7 @@ MACHINE_SETTINGS = {
     "bf16_full_eval": "launch.precision",
     "fp16_full_eval": "launch.precision",
     "use_cpu": "launch.device=cpu",
-    "per_device_train_batch_size": "launch.per_device_batch_size; the recipe states global_batch_size",
+    "per_device_train_batch_size": "launch.per_device_batch_size; the recipe states training.global_batch_size",
     "per_device_eval_batch_size": "launch.per_device_eval_batch_size",
     "gradient_checkpointing": "launch.activation_checkpointing",
     "gradient_checkpointing_kwargs": "launch.activation_checkpointing",
@@ -39,21 +39,21 @@ _SPEED = _OURS.format("a speed setting that is not part of a recipe")
 
 ANSWERS: dict[str, str] = {
     **{name: _PROFILE.format(place) for name, place in MACHINE_SETTINGS.items()},
-    "gradient_accumulation_steps": "it is computed: global_batch_size / (processes x launch.per_device_batch_size)",
+    "gradient_accumulation_steps": "it follows from training.global_batch_size and launch.per_device_batch_size",
     # removed in transformers 5
-    "evaluation_strategy": "renamed in transformers 5: use eval_strategy",
-    "warmup_ratio": "removed in transformers 5: use warmup_steps, where a value below 1 is a ratio",
+    "evaluation_strategy": "renamed in transformers 5: use training.eval_strategy",
+    "warmup_ratio": "removed in transformers 5: use training.warmup_steps, where a value below 1 is a ratio",
     "logging_dir": "removed in transformers 5; tensorboard logs go to the run directory",
     "overwrite_output_dir": "removed in transformers 5: use finelaunch train --fresh",
-    "group_by_length": "removed in transformers 5: rows are always grouped by length, see length_window_batches",
+    "group_by_length": "removed in transformers 5: use training.length_window_batches; rows are grouped by default",
     "save_safetensors": "removed in transformers 5: weights are always written as safetensors",
     "no_cuda": "renamed use_cpu in transformers 5; it speaks of the machine: use --on cpu",
     "include_inputs_for_metrics": "removed in transformers 5; metrics see the examples anyway",
     "push_to_hub_token": "removed in transformers 5; " + _HUB,
-    "train_batch_size": "use global_batch_size",
-    "batch_size": "use global_batch_size",
-    "epochs": "use num_train_epochs",
-    "lr": "use learning_rate",
+    "train_batch_size": "use training.global_batch_size",
+    "batch_size": "use training.global_batch_size",
+    "epochs": "use training.num_train_epochs",
+    "lr": "use training.learning_rate",
     # where it stands elsewhere
     "output_dir": "use --run-dir DIR or --name NAME",
     "run_name": "use --name NAME",
@@ -181,7 +181,7 @@ class TrainingSection(Section):
 
     answers: ClassVar[Mapping[str, str]] = ANSWERS
 
-    global_batch_size: int = Field(gt=0, description="samples per optimizer step, over all devices")
+    global_batch_size: int = Field(gt=0, le=2**20, description="samples per optimizer step, over all devices")
     learning_rate: float = Field(ge=0, description="peak learning rate, such as 2e-5")
     num_train_epochs: float = Field(default=3.0, gt=0, description="passes over data.train")
     max_steps: int = Field(default=-1, ge=-1, description="optimizer steps in all; -1: by num_train_epochs")
@@ -215,19 +215,20 @@ class TrainingSection(Section):
     deterministic: bool = Field(default=False, description="deterministic kernels, slower on a GPU")
     resume: str = Field(default="auto", description="auto: newest checkpoint of the run; never; or a checkpoint's path")
 
-    @model_validator(mode="after")
-    def _rhythms(self) -> "TrainingSection":
+    def faults(self) -> Iterator[SettingError]:
+        """Yield rhythms without a strategy and strategies without a rhythm, and warm-ups that do not fit."""
         for kind, strategy, steps in (
             ("eval", self.eval_strategy, self.eval_steps),
             ("save", self.save_strategy, self.save_steps),
         ):
             if strategy == "steps" and steps is None:
-                raise SettingError(f"{kind}_steps", "is missing", "a number of steps", f"{kind}_strategy is 'steps'")
+                yield SettingError(f"{kind}_steps", "is missing", "a number of steps", f"{kind}_strategy is 'steps'")
             if strategy != "steps" and steps is not None:
                 remedy = f"set {kind}_strategy: steps, or leave {kind}_steps out"
-                raise SettingError(f"{kind}_steps", f"has no effect with {kind}_strategy: {strategy}", "", remedy)
+                yield SettingError(f"{kind}_steps", f"has no effect with {kind}_strategy: {strategy}", "", remedy)
         if self.warmup_steps >= 1 and self.warmup_steps != int(self.warmup_steps):
-            raise SettingError("warmup_steps", f"{self.warmup_steps} is neither a ratio below 1 nor a number of steps")
+            remedy = f"such as {int(self.warmup_steps)}, or 0.1 for a tenth of all steps"
+            yield SettingError("warmup_steps", f"{self.warmup_steps} is no whole number of steps", "", remedy)
         if 0 < self.max_steps <= self.warmup_steps:
-            raise SettingError("warmup_steps", f"{self.warmup_steps:g} is not less than max_steps {self.max_steps}")
-        return self
+            what = f"{self.warmup_steps:g} is not less than max_steps {self.max_steps}"
+            yield SettingError("warmup_steps", what, "", "lower it, or raise max_steps")

