@@ -73,32 +73,11 @@ def validate(
     as_json: AsJson = False,
 ) -> None:
     """Say everything that is wrong with a recipe, at once."""
-    from finelaunch.data.sources import HUB_PREFIX, resolve
-    from finelaunch.preparation import given_splits, read_splits
-    from finelaunch.recipe.load import load_recipe, read_overrides
+    from finelaunch.launch.check import check
+    from finelaunch.preparation import read_splits
     from finelaunch.tasks import task_for
 
-    given = read_overrides(overrides or ())
-    problems: list[Problem] = []
-    profile_names = [on] if on else []
-    try:
-        loaded, document = load_recipe(recipe, given["recipe"])
-    except BadInput as error:
-        problems += error.problems
-        loaded = document = None
-    for profile in profile_names:
-        problems += _profile_problems(profile, given["launch"], loaded)
-    if loaded is None or document is None:
-        raise BadInput(problems)
-    for name, split in given_splits(loaded.data).items():
-        if not split.path.startswith(HUB_PREFIX):
-            try:
-                resolve(split.path, f"data.{name}.path", document.origin(("data", name, "path")))
-            except BadInput as error:
-                problems += error.problems
-    problems += _model_problems(loaded, document)
-    if problems:
-        raise BadInput(problems)
+    loaded, document = check(recipe, overrides or (), on)
     counts: dict[str, int] = {}
     if data:
         counts = {
@@ -109,31 +88,6 @@ def validate(
         return
     rows = "; ".join(f"{name} {count:,} rows" for name, count in counts.items())
     print(f"{recipe}: valid ({loaded.task.name}{'; ' + rows if rows else ''})")
-
-
-def _profile_problems(profile: str, overrides: Any, recipe: Any) -> list[Problem]:
-    from finelaunch.launch.plan import place
-    from finelaunch.launch.profile import load_profile
-
-    try:
-        section, document, _ = load_profile(profile, overrides)
-        if recipe is not None:
-            place(recipe.training.global_batch_size, section, document)
-    except BadInput as error:
-        return error.problems
-    return []
-
-
-def _model_problems(recipe: Any, document: Any) -> list[Problem]:
-    from finelaunch.models.load import local_folder
-
-    if recipe.model.name_or_path is None:
-        return []
-    try:
-        local_folder(recipe.model, document.origin(("model", "name_or_path")))
-    except BadInput as error:
-        return error.problems
-    return []
 
 
 @app.command()

@@ -22,7 +22,7 @@ from finelaunch.run.files import write_json, write_lines, write_text
 from finelaunch.run.lock import RunLock
 from finelaunch.section.document import Document
 from finelaunch.tasks import task_for
-from finelaunch.training.placement import Placement, settle
+from finelaunch.training.placement import Placement, move, settle
 
 if TYPE_CHECKING:
     from finelaunch.evaluation.evaluate import Evaluator
@@ -65,15 +65,14 @@ def train_recipe(job: Job, run: RunDirectory, allow_change: Collection[str] = ()
         Stopped: Ctrl-C; the same command continues.
     """
     placement = place(job.recipe.training.global_batch_size, job.profile, job.profile_document)
-    if run.has_trained():
-        before, after = dict(flatten(run.stated())), dict(flatten(job.stated()))
-        refuse_differences(run, differences(before, after, allow_change))
-        if run.finished():
-            log.say(f"{run.path} is finished; --fresh trains anew, --name NAME beside it")
-            return json.loads(run.metrics.read_text(encoding="utf-8"))
-    run.path.mkdir(parents=True, exist_ok=True)
     with RunLock(run.lock):
-        if not run.has_trained():
+        if run.has_trained():
+            before, after = dict(flatten(run.stated())), dict(flatten(job.stated()))
+            refuse_differences(run, differences(before, after, allow_change))
+            if run.finished():
+                log.say(f"{run.path} is finished; --fresh trains anew, --name NAME beside it")
+                return json.loads(run.metrics.read_text(encoding="utf-8"))
+        else:
             run.begin(job.recipe.model_dump(mode="json"), job.profile.model_dump(mode="json"), sys.argv)
         run.note(profile=job.profile_name)
         log.set_up(run.log)
@@ -118,7 +117,8 @@ def _stages(job: Job, run: RunDirectory, placement: Placement) -> dict[str, Any]
     unused = {"newly_initialised": list(loaded.newly_initialised), "unused": list(loaded.unused)}
     run.note(model={**base, **({} if recipe.model.init == "scratch" else unused)})
     task.prepare(loaded.model)
-    model = method_for(recipe.method).apply(loaded.model).to(placement.device)
+    model = method_for(recipe.method).apply(loaded.model)
+    move(model, placement.device)
     evaluator = Evaluator(
         task, prepared.tokenizer, prepared.facts, placement.per_device_eval_batch_size, placement.precision
     )

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from finelaunch.data.cache import content_key, entry, read_table, write_table
+from finelaunch.data.checks import given_ids
 from finelaunch.data.features import Features
 from finelaunch.data.section import DataSection, SplitSection
 from finelaunch.data.sources import fingerprint, read_rows
@@ -127,6 +128,8 @@ def read_splits(data: DataSection, task: TaskData, document: Document) -> ReadSp
         notes = list(rows.dropped)
         if split.max_samples is not None and split.max_samples > len(checked):
             notes.append(f"max_samples {split.max_samples:,} is more than the {len(checked):,} rows there are")
+        if num_repeated := len(rows.rows) - len(set(given_ids(rows))):
+            notes.append(f"{num_repeated:,} ids stand for another row before; they are told apart as ID#2, ID#3, …")
         columns = {key: value for key, value in rows.rows[0].items() if key != "__place__"}
         about = split.model_dump(include={"path", "subset", "split", "revision", "source", "licence", "citation"})
         report[name] = {**about, "columns": sorted(columns), "num_rows": len(checked), "notes": notes}
@@ -183,10 +186,14 @@ def prepare(
         BadInput: Something is wrong with the data or the tokenizer.
         RequirementMissing: Something is to come from a hub that is out of reach.
     """
-    prints = {
-        name: fingerprint(split, name, document.origin(("data", name, "path")))
-        for name, split in given_splits(data).items()
-    }
+    try:
+        prints = {
+            name: fingerprint(split, name, document.origin(("data", name, "path")))
+            for name, split in given_splits(data).items()
+        }
+    except BadInput:
+        read_splits(data, task, document)  # raises too, with all that is wrong instead of the first
+        raise
     parts = {
         "version": ENCODING_VERSION,
         "tokenizers": version("tokenizers"),
@@ -204,7 +211,7 @@ def prepare(
         read = read_splits(data, task, document)
         if model.tokenizer is not None:
             texts = (text for example in read.examples["train"] for text in _texts(example))
-            train_tokenizer(texts, model.tokenizer.vocab_size, folder / "tokenizer")
+            train_tokenizer(texts, model, folder / "tokenizer")
         tokenizer = load_tokenizer(model, folder / "tokenizer" if model.tokenizer else None)
         for name, examples in read.examples.items():
             encoded = task.encode(examples, tokenizer)

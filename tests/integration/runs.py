@@ -12,7 +12,11 @@ from finelaunch.run.files import read_lines
 NO_DROPOUT = {
     "imdb/smoke": ("model.config.hidden_dropout_prob=0.0", "model.config.attention_probs_dropout_prob=0.0"),
     "squad_v2/smoke": ("model.config.hidden_dropout_prob=0.0", "model.config.attention_probs_dropout_prob=0.0"),
-    "domain_assistant/smoke": ("model.config.resid_pdrop=0.0", "model.config.embd_pdrop=0.0", "model.config.attn_pdrop=0.0"),
+    "domain_assistant/smoke": (
+        "model.config.resid_pdrop=0.0",
+        "model.config.embd_pdrop=0.0",
+        "model.config.attn_pdrop=0.0",
+    ),
 }
 
 

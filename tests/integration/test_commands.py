@@ -35,7 +35,9 @@ def write_score_files(folder):
         {"id": "2", "question": "Why?", "is_impossible": True, "answers": []},
     ]
     paragraphs = [{"context": "a fox runs", "qas": qas}]
-    (folder / "data.json").write_text(json.dumps({"version": "v2.0", "data": [{"title": "t", "paragraphs": paragraphs}]}))
+    (folder / "data.json").write_text(
+        json.dumps({"version": "v2.0", "data": [{"title": "t", "paragraphs": paragraphs}]})
+    )
     (folder / "predictions.json").write_text(json.dumps({"1": "the fox", "2": "it runs"}))
 
 
@@ -72,7 +74,12 @@ def test_score_prints_the_official_figures(tmp_path):
     write_score_files(tmp_path)
     done = finelaunch("score", "predictions.json", "--data", "data.json", "--json", cwd=tmp_path)
     figures = json.loads(done.stdout)
-    assert (figures["exact_match"], figures["HasAns_exact"], figures["NoAns_exact"], figures["total"]) == (50, 100, 0, 2)
+    assert (figures["exact_match"], figures["HasAns_exact"], figures["NoAns_exact"], figures["total"]) == (
+        50,
+        100,
+        0,
+        2,
+    )
 
 
 def test_bad_input_is_one_message_and_exit_code_2(tmp_path):

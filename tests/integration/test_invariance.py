@@ -6,19 +6,24 @@ import numpy as np
 import pytest
 import torch
 from accelerate.data_loader import prepare_data_loader
+from integration.runs import NO_DROPOUT, curve, run_recipe
 
 from finelaunch.data.features import Features
 from finelaunch.data.sampler import GlobalBatchSampler, TrainingRows
 from finelaunch.tasks.base import IGNORED
 from finelaunch.training import trainer as trainer_module
 from finelaunch.training.trainer import EpochLoader
-from integration.runs import NO_DROPOUT, curve, run_recipe
 
 pytestmark = pytest.mark.integration
 
 CUTS = (8, 4, 2)
 LIMIT = 1e-6
-EVERY_STEP = ("training.logging_steps=1", "training.save_strategy=no", "training.eval_strategy=no", "evaluation.base=false")
+EVERY_STEP = (
+    "training.logging_steps=1",
+    "training.save_strategy=no",
+    "training.eval_strategy=no",
+    "evaluation.base=false",
+)
 RAGGED = {
     "imdb/smoke": "data.train.max_samples=50",
     "squad_v2/smoke": "data.train.max_samples=17",
@@ -33,7 +38,7 @@ def worst_difference(first, second):
 
 
 def cut_run(recipe, folder, per_device, *overrides):
-    run = run_recipe(
+    return run_recipe(
         recipe,
         folder / f"{recipe.split('/')[0]}-{per_device}",
         *EVERY_STEP,
@@ -43,7 +48,6 @@ def cut_run(recipe, folder, per_device, *overrides):
         f"launch.per_device_batch_size={per_device}",
         *overrides,
     )
-    return run
 
 
 @pytest.mark.parametrize("recipe", NO_DROPOUT)
@@ -101,10 +105,9 @@ def rows_and_loader(num_rows, **cut):
         {"input_ids": [[1] * (3 + row % 5) for row in range(num_rows)], "labels": list(range(num_rows))}
     )
     sampler = GlobalBatchSampler(features.lengths, 8, seed=1, **cut)
-    loader = EpochLoader(
+    return EpochLoader(
         TrainingRows(features, IGNORED), batch_sampler=sampler, collate_fn=lambda rows: [int(r["labels"]) for r in rows]
     )
-    return loader
 
 
 def test_every_row_is_seen_once_an_epoch_and_a_prepared_loader_would_miss_half_of_them():

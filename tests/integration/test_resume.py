@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from integration.runs import curve, run_recipe, weights_hash
 from torch.utils.data import DataLoader
 
 from finelaunch.errors import BadInput, Stopped
@@ -14,7 +15,6 @@ from finelaunch.run.directory import RunDirectory
 from finelaunch.run.files import read_lines
 from finelaunch.training import arguments, journal
 from finelaunch.training import trainer as trainer_module
-from integration.runs import curve, run_recipe, weights_hash
 
 pytestmark = pytest.mark.integration
 
@@ -96,9 +96,7 @@ def test_without_set_epoch_the_second_epoch_would_repeat_the_first(whole, tmp_pa
 
 def test_without_skipping_data_a_resumed_run_would_repeat_rows(whole, tmp_path, monkeypatch):
     original = arguments.TrainingArguments
-    monkeypatch.setattr(
-        arguments, "TrainingArguments", lambda **given: original(**{**given, "ignore_data_skip": True})
-    )
+    monkeypatch.setattr(arguments, "TrainingArguments", lambda **given: original(**{**given, "ignore_data_skip": True}))
     run = stopped_and_continued(tmp_path / "run", SECOND_EPOCH, monkeypatch)
     assert weights_hash(run) != weights_hash(whole)
 

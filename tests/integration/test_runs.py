@@ -7,22 +7,32 @@ import subprocess
 import sys
 
 import pytest
+from integration.runs import run_recipe
 
 from finelaunch.evaluation.again import evaluate_again
 from finelaunch.evaluation.generate import Generation
 from finelaunch.evaluation.predict import predict_inputs, read_inputs
 from finelaunch.run.files import read_lines
 from finelaunch.training.placement import Placement
-from integration.runs import run_recipe
 
 pytestmark = pytest.mark.integration
 
 CPU = Placement(device="cpu", precision="fp32", per_device_batch_size=1, gradient_accumulation_steps=1)
 SMALL_BATCHES = Placement("cpu", "fp32", 1, 1, per_device_eval_batch_size=3)
-FILES = (
-    "recipe.yaml manifest.json events.jsonl train_log.jsonl data/data_report.json model/model.safetensors "
-    "model/tokenizer.json model/README.md model/finelaunch.json predictions.jsonl metrics.json logs/rank_0.log"
-).split()
+FILES = [
+    "recipe.yaml",
+    "manifest.json",
+    "events.jsonl",
+    "train_log.jsonl",
+    "data/data_report.json",
+    "model/model.safetensors",
+    "model/tokenizer.json",
+    "model/README.md",
+    "model/finelaunch.json",
+    "predictions.jsonl",
+    "metrics.json",
+    "logs/rank_0.log",
+]
 RECIPES = ("imdb/smoke", "squad_v2/smoke", "domain_assistant/smoke")
 ROW_KEYS = {
     "imdb/smoke": {"id", "prediction", "scores", "reference"},
@@ -32,13 +42,33 @@ ROW_KEYS = {
 FIGURES = {
     "imdb/smoke": {"accuracy", "f1_macro", "f1_micro", "per_class", "confusion_matrix"},
     "squad_v2/smoke": {
-        *("exact_match f1 total HasAns_exact HasAns_f1 HasAns_total NoAns_exact NoAns_f1 NoAns_total".split()),
-        *("best_exact best_exact_thresh best_f1 best_f1_thresh exact_match_at_zero f1_at_zero".split()),
-        *("threshold no_answer_auc always_no_answer".split()),
+        *(
+            [
+                "exact_match",
+                "f1",
+                "total",
+                "HasAns_exact",
+                "HasAns_f1",
+                "HasAns_total",
+                "NoAns_exact",
+                "NoAns_f1",
+                "NoAns_total",
+            ]
+        ),
+        *(["best_exact", "best_exact_thresh", "best_f1", "best_f1_thresh", "exact_match_at_zero", "f1_at_zero"]),
+        *(["threshold", "no_answer_auc", "always_no_answer"]),
     },
     "domain_assistant/smoke": {"loss", "perplexity", "num_target_tokens"},
 }
-TRAIN = set("loss steps samples_per_second tokens_per_second peak_host_bytes peak_device_bytes model_bytes".split())
+TRAIN = {
+    "loss",
+    "steps",
+    "samples_per_second",
+    "tokens_per_second",
+    "peak_host_bytes",
+    "peak_device_bytes",
+    "model_bytes",
+}
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +95,16 @@ def test_a_run_leaves_what_the_contract_names(name, runs):
     assert manifest["parameters"]["total"] == manifest["parameters"]["trainable"] > 10_000
     assert manifest["data"]["train"]["licence"] == "Apache-2.0"
     log = read_lines(run.train_log)
-    assert set(log[0]) == set(
-        "step epoch loss grad_norm learning_rate tokens_per_second samples_per_second padding_fraction".split()
-    )
+    assert set(log[0]) == {
+        "step",
+        "epoch",
+        "loss",
+        "grad_norm",
+        "learning_rate",
+        "tokens_per_second",
+        "samples_per_second",
+        "padding_fraction",
+    }
     assert log[-1]["step"] <= metrics["train"]["steps"]
     rows = read_lines(run.predictions)
     assert len({row["id"] for row in rows}) == len(rows) == manifest["data"]["test"]["num_examples"]
@@ -128,7 +165,9 @@ def test_generation_is_greedy_by_default_reproducible_by_seed_and_independent_of
     inputs = [{"text": text, "__place__": "test"} for text in texts]
 
     def answers(placement=CPU, asked=inputs, **how):
-        return [row["prediction"] for row in predict_inputs(model, asked, Generation(max_new_tokens=8, **how), placement)]
+        return [
+            row["prediction"] for row in predict_inputs(model, asked, Generation(max_new_tokens=8, **how), placement)
+        ]
 
     alone = [answers(asked=[row])[0] for row in inputs]
     assert answers(SMALL_BATCHES) == alone, "left padding must not change an answer"
@@ -150,7 +189,17 @@ def test_a_terminal_gets_a_bar_and_no_wall_of_warnings(tmp_path):
     import pty
 
     controller, terminal = pty.openpty()
-    words = [sys.executable, "-m", "finelaunch", "train", "imdb/smoke", "--on", "cpu", "--run-dir", str(tmp_path / "run")]
+    words = [
+        sys.executable,
+        "-m",
+        "finelaunch",
+        "train",
+        "imdb/smoke",
+        "--on",
+        "cpu",
+        "--run-dir",
+        str(tmp_path / "run"),
+    ]
     process = subprocess.Popen(words, stdout=terminal, stderr=terminal, stdin=terminal)
     os.close(terminal)
     shown = b""

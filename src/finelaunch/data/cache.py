@@ -4,16 +4,23 @@ An entry is a folder that appears whole or not at all: it is written under anoth
 prepare the same entry both finish, the later one's work is dropped, and a killed one leaves no lock.
 """
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
-import tempfile
+import time
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+
+from finelaunch.errors import RequirementMissing
+
+ABANDONED_SECONDS = 86_400.0
 
 
 def cache_root() -> Path:
@@ -37,22 +44,46 @@ def entry(kind: str, key: str, write: Callable[[Path], None]) -> tuple[Path, boo
         write: Fills an empty folder.
 
     Raises:
-        OSError: The cache cannot be written.
+        RequirementMissing: The cache cannot be written.
     """
     folder = cache_root() / kind / key[:32]
     if folder.is_dir():
         return folder, True
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{key[:8]}-", dir=folder.parent))
+    draft = folder.with_name(f".{key[:8]}-{uuid.uuid4().hex}")
     try:
+        _remove_abandoned(folder.parent)
+        draft.mkdir(parents=True)
         write(draft)
+        _flush(draft)
         draft.rename(folder)
-    except OSError:
+    except OSError as error:
         if not folder.is_dir():
-            raise
+            if error.errno not in _UNWRITABLE:
+                raise
+            reason = f"the cache {folder.parent} cannot be written: {error.strerror}"
+            raise RequirementMissing(f"{reason}; make room there, or set FINELAUNCH_CACHE to another folder") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return folder, False
+
+
+_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what killed processes left unfinished; nothing that is being written goes without a change for a day."""
+    for draft in folder.glob(".*-*"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - max(path.stat().st_mtime for path in (draft, *draft.rglob("*"))) > ABANDONED_SECONDS:
+                shutil.rmtree(draft, ignore_errors=True)
+
+
+def _flush(folder: Path) -> None:
+    """Bring every file in ``folder`` to disk, so that a power cut leaves no entry with half its content."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
 
 
 def write_table(table: pa.Table, path: Path) -> None:

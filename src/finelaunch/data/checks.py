@@ -45,22 +45,25 @@ def column_names(rows: Rows, wanted: Mapping[str, str], given: Mapping[str, str]
     return names
 
 
-def check_rows(rows: Rows, read: Callable[[Mapping[str, Any]], dict[str, Any]]) -> list[dict[str, Any]]:
+def check_rows(
+    rows: Rows, read: Callable[[Mapping[str, Any]], dict[str, Any]], unique_ids: bool = False
+) -> list[dict[str, Any]]:
     """Return ``id`` and ``read(row)`` for every row, and say all that is wrong at once.
 
     Args:
         rows: The rows; one without ``id`` gets its number, from 0.
         read: Turns a row into an example, or raises :class:`RowError`.
+        unique_ids: Whether an id given twice is a fault; otherwise the later rows are told apart as ``ID#2``, ``ID#3``.
 
     Raises:
-        BadInput: With the first 20 faults, an id given twice among them, and the number of the others.
+        BadInput: With the first 20 faults and the number of the others.
     """
     examples, problems, num_faults = [], [], 0
-    ids = [str(index if row.get("id") is None else row["id"]) for index, row in enumerate(rows.rows)]
+    ids = given_ids(rows)
     times = Counter(ids)
-    for index, (identity, row) in enumerate(zip(ids, rows.rows, strict=True)):
+    for index, (identity, row) in enumerate(zip(ids if unique_ids else _told_apart(ids), rows.rows, strict=True)):
         try:
-            if times[identity] > 1:
+            if unique_ids and times[identity] > 1:
                 raise RowError("id", f"{identity!r:.60} stands {times[identity]} times", "one row an id")
             examples.append({"id": identity, **read(row)})
         except RowError as error:
@@ -72,6 +75,24 @@ def check_rows(rows: Rows, read: Callable[[Mapping[str, Any]], dict[str, Any]]) 
     if problems:
         raise BadInput(problems)
     return examples
+
+
+def given_ids(rows: Rows) -> list[str]:
+    """Return the id of every row as it is given, or the row's number from 0."""
+    return [str(index if row.get("id") is None else row["id"]) for index, row in enumerate(rows.rows)]
+
+
+def _told_apart(ids: list[str]) -> list[str]:
+    taken, times, distinct = set(ids), Counter[str](), []
+    for identity in ids:
+        times[identity] += 1
+        name = identity
+        while times[identity] > 1 and name in taken:
+            name = f"{identity}#{times[identity]}"
+            times[identity] += name in taken
+        taken.add(name)
+        distinct.append(name)
+    return distinct
 
 
 class RowError(ValueError):

@@ -1,7 +1,7 @@
 """Encoded rows as columns in memory: an Arrow table seen through numpy, without a copy.
 
-A column is either one number a row or one list of numbers a row. Tables are memory-mapped from the cache, so that a large
-data set costs address space rather than memory, and a row is a few array slices.
+A column is either one number a row or one list of numbers a row. Tables are memory-mapped from the cache, so that a
+large data set costs address space rather than memory, and a row is a few array slices.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,12 +36,12 @@ class Features:
         """Build features from one list a column: of numbers, or of lists of numbers."""
         arrays = {}
         for name, rows in columns.items():
-            nested = len(rows) > 0 and not np.isscalar(rows[0])
+            nested = name == "input_ids" or (len(rows) > 0 and not np.isscalar(rows[0]))
             if not nested:
                 arrays[name] = pa.array(np.asarray(rows))
                 continue
             offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
-            flat = np.concatenate([np.asarray(row, dtype=np.int32) for row in rows])
+            flat = np.concatenate([np.empty(0, np.int32), *(np.asarray(row, dtype=np.int32) for row in rows)])
             arrays[name] = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(flat))
         return cls(pa.table(arrays))
 

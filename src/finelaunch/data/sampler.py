@@ -1,10 +1,10 @@
 """The order of training rows: one order for every world size, accumulation and step that a run is resumed at.
 
-An epoch's order depends on (seed, epoch) and the lengths of the rows alone. Rows are permuted, cut into windows of whole
-global batches, sorted by length within a window, cut into global batches, and the batches of the window are shuffled: so
-batches are random and still hardly padded. Micro-step ``m`` of a global batch is its rows ``m*B*W`` to ``(m+1)*B*W``, of
-which rank ``r`` takes every W-th: all ranks have rows of like length at the same moment. The last global batch of an epoch
-is filled up with rows that carry no target.
+An epoch's order depends on (seed, epoch) and the lengths of the rows alone. Rows are permuted, cut into windows of
+whole global batches, sorted by length within a window, cut into global batches, and the batches of the window are
+shuffled: so batches are random and still hardly padded. Micro-step ``m`` of a global batch is its rows ``m*B*W`` to
+``(m+1)*B*W``, of which rank ``r`` takes every W-th: all ranks have rows of like length at the same moment. The last
+global batch of an epoch is filled up with rows that carry no target.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,7 +45,8 @@ class GlobalBatchSampler:
         world_size: int = 1,
     ) -> None:
         if global_batch_size % (per_device_batch_size * world_size) or len(lengths) == 0:
-            raise ValueError(f"{global_batch_size} rows do not divide into {world_size} x {per_device_batch_size}")
+            cut = f"{world_size} ranks x {per_device_batch_size} rows"
+            raise ValueError(f"{len(lengths)} rows in global batches of {global_batch_size} cannot be cut into {cut}")
         self.lengths = np.asarray(lengths)
         self.global_batch_size = global_batch_size
         self.per_device_batch_size = per_device_batch_size

@@ -20,7 +20,8 @@ def hold_out(groups: Sequence[str], strata: Sequence[str], fraction: float, seed
     """Split examples into those that stay and those held out.
 
     Whole groups are drawn until each stratum has given its share, so that no group stands on both sides and every label
-    keeps its share. At least one group is held out and at least one stays.
+    keeps its share; what rounding takes from one stratum the next one makes up for. One group of every stratum stays,
+    so that no label is missing from what is trained on, and at least one group is held out.
 
     Args:
         groups: For each example what must stay together; examples of one group count into the stratum of its first.
@@ -42,21 +43,15 @@ def hold_out(groups: Sequence[str], strata: Sequence[str], fraction: float, seed
     by_stratum: dict[str, list[str]] = defaultdict(list)
     for group, indexes in members.items():
         by_stratum[strata[indexes[0]]].append(group)
-    held: list[int] = []
+    out: set[int] = set()
+    owed = 0.0
     for stratum in sorted(by_stratum):
         names = by_stratum[stratum]
-        wanted = fraction * sum(len(members[name]) for name in names)
-        taken = 0
-        for place in shuffled(len(names), "hold out", seed, stratum):
-            group = members[names[place]]
-            if taken + len(group) / 2 > wanted:
-                continue
-            held.extend(group)
-            taken += len(group)
-    if not held:
-        held = min(members.values(), key=len)
-    if len(held) == len(groups):
-        largest = set(max(members.values(), key=len))
-        held = [index for index in held if index not in largest]
-    out = set(held)
+        drawn = [members[names[place]] for place in shuffled(len(names), "hold out", seed, stratum)]
+        owed = min(owed, max(map(len, drawn))) + fraction * sum(map(len, drawn))
+        for group in drawn[:-1]:
+            if len(group) / 2 <= owed:
+                out.update(group)
+                owed -= len(group)
+    out = out or set(min(members.values(), key=len))
     return [index for index in range(len(groups)) if index not in out], sorted(out)

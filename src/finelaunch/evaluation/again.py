@@ -13,7 +13,7 @@ from finelaunch.evaluation.finished import load_finished
 from finelaunch.run.log import quiet_libraries, say, warn
 from finelaunch.section.base import build
 from finelaunch.section.document import Document
-from finelaunch.training.placement import Placement
+from finelaunch.training.placement import Placement, move
 
 
 def evaluate_again(folder: Path, file: Path | None, placement: Placement) -> tuple[dict[str, Any], str]:
@@ -37,10 +37,10 @@ def evaluate_again(folder: Path, file: Path | None, placement: Placement) -> tup
     for note in (*rows.dropped, *encoded.notes):
         warn(note)
     say(f"{len(examples):,} examples from {rows.origin}")
-    model = finished.model.to(placement.device)
+    move(finished.model, placement.device)
     evaluator = finished.evaluator(placement.per_device_eval_batch_size, placement.precision)
-    measured = evaluator.measure(model, examples, encoded.features, finished.threshold)
-    return {"task": finished.task.section.name, **measured.metrics}, rows.origin
+    measured = evaluator.measure(finished.model, examples, encoded.features, finished.threshold)
+    return {"task": finished.task_name, **measured.metrics}, rows.origin
 
 
 def _split(folder: Path, file: Path | None) -> tuple[SplitSection, str, int]:

@@ -1,4 +1,4 @@
-"""Exact measurement of a model on a split: every example once, the loss a mean over targets, whatever the batch size."""
+"""Exact measurement of a model on a split: every example once, the loss a mean over targets, for any batch size."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext

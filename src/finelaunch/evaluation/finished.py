@@ -32,13 +32,15 @@ class FinishedModel:
     """A trained model ready to be used.
 
     Args:
-        task: Its task.
+        task_name: Its task's name.
+        task: The task itself.
         model: On the CPU, in evaluation mode.
         tokenizer: Its tokenizer.
         facts: What the training rows settled, such as the label names.
         threshold: The threshold that was chosen, for tasks that have one.
     """
 
+    task_name: str
     task: Task
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
@@ -100,7 +102,8 @@ def load_finished(folder: Path) -> FinishedModel:
         facts, threshold = dict(content["facts"]), content["threshold"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise BadInput(Problem(str(facts_file), "", f"is damaged: {error!r}", "", "copy the run again")) from None
-    task = task_for(build(_Facts, document).task)
+    task_section = build(_Facts, document).task
+    task = task_for(task_section)
     section = ModelSection(name_or_path=str(folder.resolve()))
     tokenizer = load_tokenizer(section)
     loaded = load_model(section, task.auto_class, {}, tokenizer, 1, seed=0)
@@ -108,4 +111,4 @@ def load_finished(folder: Path) -> FinishedModel:
         names = ", ".join(loaded.newly_initialised[:3])
         raise BadInput(Problem(str(folder), "", f"weights are missing: {names}", "", "copy the run again"))
     task.prepare(loaded.model)
-    return FinishedModel(task, loaded.model.eval(), tokenizer, facts, threshold)
+    return FinishedModel(task_section.name, task, loaded.model.eval(), tokenizer, facts, threshold)

@@ -67,7 +67,7 @@ def generate(
             batch = pad_inputs(rows[start : start + batch_size], tokenizer, left=True)
             batch.pop("token_type_ids", None)
             length = batch["input_ids"].shape[1]
-            tokens = model.generate(
+            tokens = model.generate(  # pyright: ignore[reportCallIssue]
                 **{name: tensor.to(model.device) for name, tensor in batch.items()},
                 max_new_tokens=min(how.max_new_tokens, limit - length) if limit else how.max_new_tokens,
                 pad_token_id=tokenizer.pad_token_id,

@@ -11,7 +11,7 @@ from finelaunch.evaluation.finished import load_finished
 from finelaunch.evaluation.generate import Generation, generate
 from finelaunch.run.log import quiet_libraries
 from finelaunch.tasks.causal_lm import CausalLM
-from finelaunch.training.placement import Placement
+from finelaunch.training.placement import Placement, move
 
 Input = dict[str, Any]
 
@@ -73,7 +73,8 @@ def predict_inputs(
             problems.append(Problem(row["__place__"], error.column, error.what, error.allowed, error.remedy))
     if problems:
         raise BadInput(problems)
-    model = finished.model.to(placement.device)
+    model = finished.model
+    move(model, placement.device)
     if isinstance(finished.task, CausalLM):
         prompts = [finished.task.prompt_ids(example["messages"], finished.tokenizer) for example in examples]
         answers = generate(model, finished.tokenizer, prompts, how, placement.per_device_eval_batch_size)

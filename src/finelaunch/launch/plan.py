@@ -25,7 +25,9 @@ def place(global_batch_size: int, profile: Profile, document: Document) -> Place
         near = sorted(sorted(divisors, key=lambda size: abs(size - per_device))[:2])
         below = global_batch_size - global_batch_size % per_device
         what = f"global_batch_size {global_batch_size} is not divisible by 1 process x {per_device} per device"
-        remedy = f"use {_either(near)}, or training.global_batch_size={_either(filter(None, (below, below + per_device)))}"
+        remedy = (
+            f"use {_either(near)}, or training.global_batch_size={_either(filter(None, (below, below + per_device)))}"
+        )
         origin = document.origin(("per_device_batch_size",))
         raise BadInput(Problem(origin, "launch.per_device_batch_size", what, "", remedy))
     return Placement(

@@ -87,7 +87,8 @@ def tokenizer_hash(section: ModelSection) -> str:
         RequirementMissing: A hub model that is neither cached nor reachable.
     """
     if section.tokenizer is not None:
-        return f"scratch:{section.tokenizer.vocab_size}"
+        types = section.config.get("type_vocab_size")
+        return f"scratch:{section.tokenizer.vocab_size}:{section.config.get('model_type')}:{types}"
     folder = local_folder(section)
     if folder is None:
         from huggingface_hub import snapshot_download
@@ -132,25 +133,33 @@ def load_tokenizer(section: ModelSection, trained: Path | None = None) -> "PreTr
     return tokenizer
 
 
-def train_tokenizer(texts: Iterator[str], vocab_size: int, folder: Path) -> None:
+def train_tokenizer(texts: Iterator[str], section: ModelSection, folder: Path) -> None:
     """Train a byte-level BPE on ``texts`` and write it to ``folder`` in the format of transformers.
 
-    Two texts are joined as ``[CLS] a [SEP] b [SEP]``; ``[BOS]`` and ``[EOS]`` are there for generation.
+    Two texts are joined as ``[CLS] a [SEP] b [SEP]``; ``[BOS]`` and ``[EOS]`` are there for generation. Token types are
+    given to architectures that have an embedding for them; others fail over them, or take them for something else.
 
     Args:
         texts: The training texts.
-        vocab_size: Entries of the vocabulary, special tokens included; fewer where the texts hold fewer.
+        section: A section with ``init: scratch``. Its vocabulary size counts special tokens; the vocabulary is smaller
+            where the texts hold less.
         folder: Where ``tokenizer.json`` and its config go.
+
+    Raises:
+        BadInput: An architecture that transformers does not know, or a key that the architecture does not.
     """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
+    assert section.tokenizer is not None
+    types = section.config.get("type_vocab_size", getattr(_blank_config(section), "type_vocab_size", 0))
+    names = ["input_ids", "token_type_ids", "attention_mask"] if types > 1 else ["input_ids", "attention_mask"]
     tokenizer = Tokenizer(models.BPE(unk_token=SPECIAL_TOKENS["unk_token"]))
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
+        vocab_size=section.tokenizer.vocab_size,
         special_tokens=list(SPECIAL_TOKENS.values()),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -163,7 +172,6 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int, folder: Path) -> None
             processors.TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", edges),
         ]
     )
-    names = ["input_ids", "token_type_ids", "attention_mask"]
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=names, **SPECIAL_TOKENS)
     wrapped.save_pretrained(folder)
 
@@ -239,7 +247,7 @@ def _refusals(key: str) -> Iterator[None]:
 
 
 def _config(section: ModelSection, tokenizer: "PreTrainedTokenizerBase") -> "PretrainedConfig":
-    from transformers import CONFIG_MAPPING, AutoConfig
+    from transformers import AutoConfig
 
     if section.init == "pretrained":
         with _hub_faults(section), _refusals("model.name_or_path"):
@@ -251,21 +259,29 @@ def _config(section: ModelSection, tokenizer: "PreTrainedTokenizerBase") -> "Pre
             for name, value in section.config.items():
                 setattr(config, name, value)
         return config
-    shape = dict(section.config)
-    model_type = shape.pop("model_type")
+    blank = _blank_config(section)
+    shape = {name: value for name, value in section.config.items() if name != "model_type"}
+    tokens = {
+        f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos", "cls", "sep")
+    }
+    shape |= {name: value for name, value in tokens.items() if hasattr(blank, name)}
+    with _refusals("model.config"):
+        return AutoConfig.for_model(blank.model_type, vocab_size=len(tokenizer), **shape)
+
+
+def _blank_config(section: ModelSection) -> "PretrainedConfig":
+    """Return the config of an architecture as it is by default, the keys that the section gives being known to it."""
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    model_type = section.config["model_type"]
     if model_type not in CONFIG_MAPPING:
         near = nearest(model_type, CONFIG_MAPPING.keys())
         what, remedy = f"{model_type!r} is not known to transformers", f"did you mean {near!r}?" if near else ""
         raise BadInput(Problem("recipe", "model.config.model_type", what, "such as bert or gpt2", remedy))
     with _refusals("model.config"):
         blank = AutoConfig.for_model(model_type)
-    _check_keys(blank, shape)
-    tokens = {
-        f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos", "cls", "sep")
-    }
-    shape |= {name: value for name, value in tokens.items() if hasattr(blank, name)}
-    with _refusals("model.config"):
-        return AutoConfig.for_model(model_type, vocab_size=len(tokenizer), **shape)
+    _check_keys(blank, section.config)
+    return blank
 
 
 def _check_keys(config: "PretrainedConfig", given: Mapping[str, Any]) -> None:

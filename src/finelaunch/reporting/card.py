@@ -28,7 +28,7 @@ def model_card(name: str, stated: Mapping[str, Any], manifest: Mapping[str, Any]
         f"# {name}",
         "",
         f"{task} by finelaunch {manifest['finelaunch']}, from {origin} ({base['fingerprint']}).",
-        f"Method {stated['method']['name']}: {parameters['trainable']:,} of {parameters['total']:,} parameters trained,",
+        f"Method {stated['method']['name']}: {parameters['trainable']:,} of {parameters['total']:,} parameters, "
         f"{metrics['train']['steps']} steps of {training['global_batch_size']} rows, learning rate "
         f"{training['learning_rate']:g}, seed {training['seed']}, {engine['precision']} on {engine['device']}.",
         "",

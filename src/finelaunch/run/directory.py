@@ -7,18 +7,18 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from finelaunch import __version__
 from finelaunch.errors import BadInput, Problem
 from finelaunch.run.files import append_line, read_lines, write_json, write_text
 from finelaunch.run.lock import RunLock
+from finelaunch.section.base import nearest
+from finelaunch.section.document import read_document, write_document
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "numpy", "pyarrow")
 
@@ -63,10 +63,16 @@ class RunDirectory:
         append_line(self.events, {"time": now(), "event": event, **facts})
 
     def begin(self, recipe: Mapping[str, Any], launch: Mapping[str, Any], command: list[str]) -> None:
-        """Write the resolved recipe and the first manifest of a new run."""
+        """Write the resolved recipe and the first manifest of a new run.
+
+        Raises:
+            BadInput: The folder holds what is no run's.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
+        if not self.exists():
+            self._refuse_foreign_files()
         manifest = {
-            "name": self.path.name,
+            "name": Path(os.path.abspath(self.path)).name,
             "finelaunch": __version__,
             "commit": _commit(),
             "created": now(),
@@ -77,18 +83,45 @@ class RunDirectory:
             "warnings": [],
         }
         write_json(self.manifest, manifest)
-        text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
-        write_text(self.recipe, text)
+        write_text(self.recipe, write_document(recipe))
         self.record("created")
 
+    def _refuse_foreign_files(self) -> None:
+        early = {
+            self.manifest.name,
+            self.events.name,
+            self.lock.name,
+            self.log.parent.name,
+            self.data_report.parent.name,
+        }
+        names = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
+        if foreign := [name for name in names if name not in early]:
+            what = f"holds no run, but {', '.join(foreign[:3])}{' …' if foreign[3:] else ''}"
+            raise BadInput(Problem(str(self.path), "", what, "an empty or a new folder", "choose another --run-dir"))
+
     def stated(self) -> dict[str, Any]:
-        """Return the recipe and profile that the run was begun with, ``launch`` beside the sections of the recipe."""
-        recipe = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
+        """Return the recipe and profile that the run was begun with, ``launch`` beside the sections of the recipe.
+
+        Raises:
+            BadInput: One of the two files was changed into something else.
+        """
+        recipe = read_document(self.recipe.read_text(encoding="utf-8", errors="replace"), str(self.recipe)).values
         return {**recipe, "launch": self.read_manifest().get("launch", {})}
 
     def read_manifest(self) -> dict[str, Any]:
-        """Return the manifest."""
-        return json.loads(self.manifest.read_text(encoding="utf-8"))
+        """Return the manifest.
+
+        Raises:
+            BadInput: It is missing or was changed into something else.
+        """
+        try:
+            manifest = json.loads(self.manifest.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            manifest = None
+        if not isinstance(manifest, dict):
+            remedy = "put it back, or begin anew with --fresh, which keeps the old run"
+            raise BadInput(Problem(str(self.manifest), "", "is missing or no JSON object", "", remedy))
+        return manifest
 
     def note(self, **sections: Any) -> None:
         """Set sections of the manifest."""
@@ -96,11 +129,10 @@ class RunDirectory:
 
     def warn(self, text: str) -> bool:
         """Add a line to the manifest's warnings; return whether it is new."""
-        manifest = self.read_manifest()
-        if text in manifest["warnings"]:
+        warnings = self.read_manifest().get("warnings", [])
+        if text in warnings:
             return False
-        manifest["warnings"].append(text)
-        write_json(self.manifest, manifest)
+        self.note(warnings=[*warnings, text])
         return True
 
     def begin_anew(self) -> Path:
@@ -116,22 +148,39 @@ class RunDirectory:
 
     def set_aside(self) -> Path:
         """Rename the folder to the first free ``NAME.N`` and return that."""
-        number = 1
-        while (aside := self.path.with_name(f"{self.path.name}.{number}")).exists():
+        path, number = Path(os.path.abspath(self.path)), 1
+        while (aside := path.with_name(f"{path.name}.{number}")).exists():
             number += 1
-        self.path.rename(aside)
+        path.rename(aside)
         return aside
 
 
 def differences(
     before: Mapping[str, Any], after: Mapping[str, Any], allowed: Collection[str]
 ) -> list[tuple[str, Any, Any]]:
-    """Return the dotted keys whose values differ, with both values; those below an ``allowed`` key are left out."""
-    found = []
-    for key in sorted({*before, *after}):
-        if before.get(key) != after.get(key) and not any(key == word or key.startswith(f"{word}.") for word in allowed):
-            found.append((key, before.get(key), after.get(key)))
-    return found
+    """Return the dotted keys whose values differ, with both values; those below an ``allowed`` key are left out.
+
+    Raises:
+        BadInput: An ``allowed`` word is no key.
+    """
+    keys = sorted({*before, *after})
+    if unknown := [word for word in allowed if not any(_is_below(key, word) for key in keys)]:
+        problems = [
+            Problem("command line", "--allow-change", f"{word!r} is no key", "", _known(word, keys)) for word in unknown
+        ]
+        raise BadInput(problems)
+    changed = [key for key in keys if before.get(key) != after.get(key)]
+    kept = [key for key in changed if not any(_is_below(key, word) for word in allowed)]
+    return [(key, before.get(key), after.get(key)) for key in kept]
+
+
+def _is_below(key: str, word: str) -> bool:
+    return key == word or key.startswith(f"{word}.")
+
+
+def _known(word: str, keys: Sequence[str]) -> str:
+    near = nearest(word, keys)
+    return f"did you mean {near!r}?" if near else "such as training.num_train_epochs"
 
 
 def refuse_differences(run: RunDirectory, found: list[tuple[str, Any, Any]]) -> None:

@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 def write_text(path: Path, text: str) -> None:
@@ -38,8 +38,14 @@ def append_line(path: Path, row: Mapping[str, Any]) -> None:
     """Append one JSON object as one line, in one write; a line that was cut off before it is ended first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b", buffering=0) as file:
-        begun = file.seek(0, os.SEEK_END) and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"
-        file.write((b"\n" if begun else b"") + _line(row).encode(errors="backslashreplace"))
+        file.write((b"\n" if _is_cut_off(file) else b"") + _line(row).encode(errors="backslashreplace"))
+
+
+def _is_cut_off(file: BinaryIO) -> bool:
+    if file.seek(0, os.SEEK_END) == 0:
+        return False
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) != b"\n"
 
 
 def _line(row: Mapping[str, Any]) -> str:

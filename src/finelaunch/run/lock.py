@@ -6,6 +6,8 @@ whoever holds the claim on that very owner, so that of many that find it stale o
 successor.
 """
 
+import contextlib
+import hashlib
 import json
 import os
 import socket
@@ -58,7 +60,8 @@ class RunLock:
         """Give the lock back, unless it was taken from this process."""
         if self._owner.get("pid") == os.getpid():
             self._released.set()
-            self._remove(self._owner)
+            with contextlib.suppress(OSError):  # the end of this process frees it anyway
+                self._remove(self._owner)
 
     def _take(self) -> None:
         owner = {
@@ -77,12 +80,11 @@ class RunLock:
                 self._owner = owner
                 return
             except FileExistsError:
-                other, silence = self._read(), self._seconds_of_silence()
-            if _is_gone(other, silence):
+                other, silence = self._read(), self._seconds_unchanged(self.path)
+            gone = _is_gone(other, silence)
+            if gone:
                 self._remove(other)
-            elif other or time.monotonic() > give_up:
-                raise BadInput(_held(self.path, other, silence))
-            if time.monotonic() > give_up:
+            if (other and not gone) or time.monotonic() > give_up:
                 raise BadInput(_held(self.path, other, silence))
             time.sleep(0.02)
 
@@ -94,11 +96,11 @@ class RunLock:
             return {}
         return content if isinstance(content, dict) else {}
 
-    def _seconds_of_silence(self) -> float:
-        """Return the age of the heartbeat by the clock of the file system, which all hosts share; 0 without a lock."""
+    def _seconds_unchanged(self, path: Path) -> float:
+        """Return the age of ``path`` by the clock of the file system, which all hosts share; 0 where it is gone."""
         try:
-            with tempfile.NamedTemporaryFile(dir=self.path.parent) as now:
-                return os.stat(now.name).st_mtime - self.path.stat().st_mtime
+            with tempfile.NamedTemporaryFile(dir=path.parent) as now:
+                return os.stat(now.name).st_mtime - path.stat().st_mtime
         except FileNotFoundError:
             return 0.0
 
@@ -111,30 +113,37 @@ class RunLock:
             except OSError:  # a file system that is away for a moment
                 continue
 
+    def _claim(self, owner: dict[str, Any]) -> Path:
+        """Return the file that whoever removes the lock of ``owner`` creates first."""
+        digest = hashlib.sha256(json.dumps(owner, sort_keys=True).encode()).hexdigest()
+        return self.path.with_name(f".{self.path.name}.{digest[:16]}")
+
     def _remove(self, owner: dict[str, Any]) -> None:
-        """Remove the lock of ``owner``, and of nobody else; do nothing while another process removes it."""
-        claim = self.path.with_name(f".{self.path.name}.{owner.get('token')}")
+        """Remove the lock of ``owner`` and of nobody else; do nothing while another process removes it."""
+        claim = self._claim(owner)
         try:
             claim.touch(exist_ok=False)
+        except FileNotFoundError:  # the whole folder was set aside
+            return
         except FileExistsError:
-            if time.time() - claim.stat().st_mtime > STALE_SECONDS:
+            if self._seconds_unchanged(claim) > STALE_SECONDS:
                 claim.unlink(missing_ok=True)
             return
-        except FileNotFoundError:
-            return
         try:
-            if self._read() == owner:
+            # An empty lock may be one that its owner is just writing.
+            if self._read() == owner and (owner or _is_gone(owner, self._seconds_unchanged(self.path))):
                 self.path.unlink()
         finally:
-            claim.unlink()
+            claim.unlink(missing_ok=True)
 
 
 def _held(path: Path, owner: dict[str, Any], silence: float) -> Problem:
     who = f"process {owner['pid']} on {owner.get('host')}" if "pid" in owner else "another process"
     job = f" (Slurm job {owner['slurm_job']})" if owner.get("slurm_job") else ""
-    sign = f"; its last sign of life is {max(silence, 0):.0f} s old, after {STALE_SECONDS:.0f} s it counts as gone"
+    sign = f", whose last sign of life is {max(silence, 0):.0f} s old" if owner.get("machine") != _machine() else ""
+    allowed = f"after {STALE_SECONDS:.0f} s without one it counts as gone" if sign else ""
     remedy = "wait for it, stop it, or choose another --name"
-    return Problem(str(path), "", f"the run is being written by {who}{job}{sign}", "", remedy)
+    return Problem(str(path), "", f"the run is being written by {who}{job}{sign}", allowed, remedy)
 
 
 def _is_gone(owner: dict[str, Any], silence: float) -> bool:

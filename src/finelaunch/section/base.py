@@ -78,9 +78,9 @@ def build(section: type[S], document: Document) -> S:
     raise BadInput(sorted(dict.fromkeys(problems), key=_file_and_line))
 
 
-def _file_and_line(problem: Problem) -> tuple[str, int]:
+def _file_and_line(problem: Problem) -> tuple[bool, str, int]:
     file, _, line = problem.origin.rpartition(":")
-    return (file, int(line)) if line.isdecimal() else (problem.origin, 0)
+    return (False, file, int(line)) if line.isdecimal() else (True, problem.origin, 0)
 
 
 def _problems(root: type[Section], document: Document, fault: Any) -> Iterator[Problem]:
@@ -128,13 +128,17 @@ def _path_in(root: type[Section], values: Any, location: tuple[str | int, ...], 
         if tag_follows:
             tag_follows = False
             continue
-        if (isinstance(here, dict) and part in here) or (isinstance(here, list) and isinstance(part, int)):
+        if _holds(here, part):
             here = here[part]
         elif not (kind == "missing" and index == len(location) - 1):
             continue
         path = (*path, part)
         tag_follows = len(_sections_at(root, values, path)) > 1
     return path
+
+
+def _holds(values: Any, part: str | int) -> bool:
+    return part in values if isinstance(values, dict) else isinstance(values, list) and isinstance(part, int)
 
 
 def _sections_in(annotation: Any) -> Iterator[type[Section]]:
@@ -212,7 +216,7 @@ def _meant(root: type[Section], section: type[Section], above: Path, word: str) 
     if near and (word not in elsewhere.values() or _num_edits(word, near) == 1):
         return [dotted((*above, near))]
     alike = nearest(word, elsewhere.values(), 0.85)
-    return [place for place, name in elsewhere.items() if name == alike][:4]
+    return [place for place, name in elsewhere.items() if name == alike and place != dotted((*above, word))][:4]
 
 
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:

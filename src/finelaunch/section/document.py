@@ -144,7 +144,7 @@ def _compose(text: str, name: str) -> yaml.Node | None:
         reason = f"the character {error.character!r} has no place in a text"
     except RecursionError:
         raise BadInput(_too_much(name)) from None
-    except (yaml.YAMLError, ValueError, IndexError) as error:  # PyYAML's scanner on malformed escapes
+    except Exception as error:  # whatever a malformed escape makes PyYAML raise: ValueError, OverflowError …
         origin, reason = name, " ".join(str(error).split()) or type(error).__name__
     raise BadInput(Problem(origin, "", f"not YAML: {reason}"))
 
@@ -239,6 +239,8 @@ class _Dumper(yaml.SafeDumper):
 
     def represent_text(self, text: str) -> yaml.Node:
         style = None if isinstance(plain_value(text), str) else "'"
+        if any(character in text for character in "\x85\u2028\u2029"):  # line breaks to PyYAML, lost outside escapes
+            style = '"'
         return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 

@@ -82,7 +82,7 @@ class QuestionAnswering:
                 "answers": _answers(row, names["answers"], context),
             }
 
-        return check_rows(rows, read)
+        return check_rows(rows, read, unique_ids=True)
 
     def ask(self, inputs: Mapping[str, Any], identity: str) -> Example:
         """Return an example from ``question`` and ``context``."""

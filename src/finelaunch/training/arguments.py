@@ -10,7 +10,9 @@ from finelaunch.training.placement import Placement
 from finelaunch.training.section import TrainingSection
 
 _FIELDS = {field.name for field in dataclasses.fields(TrainingArguments)}
-ACTIVATION_CHECKPOINTING = next(name for name in ("activation_checkpointing", "gradient_checkpointing") if name in _FIELDS)
+ACTIVATION_CHECKPOINTING = (
+    "activation_checkpointing" if "activation_checkpointing" in _FIELDS else "gradient_checkpointing"
+)
 """The argument's name, which changed within transformers 5."""
 
 OFFERED_AS_IS = (

@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from finelaunch.errors import RequirementMissing
 
@@ -76,6 +76,11 @@ def settle(placement: Placement) -> Placement:
         has_fp16 = torch.cuda.get_device_capability() >= (7, 0)
         return replace(placement, precision="bf16" if has_bf16 else "fp16" if has_fp16 else "fp32")
     return placement
+
+
+def move(model: Any, device: str) -> None:
+    """Put the weights of ``model`` on ``device``, in place."""
+    model.to(device)
 
 
 def cuda_is_there() -> bool:

@@ -11,7 +11,7 @@ from finelaunch.data.features import Features
 from finelaunch.data.sampler import GlobalBatchSampler, TrainingRows
 from finelaunch.errors import BadInput, FinelaunchError, Problem
 from finelaunch.run.directory import RunDirectory
-from finelaunch.run.log import say
+from finelaunch.run.log import say, warn
 from finelaunch.tasks.base import IGNORED, Task
 from finelaunch.training.placement import Placement
 from finelaunch.training.section import TrainingSection
@@ -65,7 +65,7 @@ def train(
     """
     from torch.utils.tensorboard import SummaryWriter
     from transformers import PrinterCallback
-    from transformers.integrations import TensorBoardCallback
+    from transformers.integrations.integration_utils import TensorBoardCallback
 
     from finelaunch.training.arguments import training_arguments
     from finelaunch.training.journal import Dropout, Journal
@@ -98,15 +98,16 @@ def train(
         ],
     )
     trainer.remove_callback(PrinterCallback)
-    engine = engine_of(trainer, placement)
+    engine = engine_of(trainer, model, placement)
     run.note(engine=engine, parameters=parameters_of(model))
     _announce(sampler, placement, section, checkpoint)
+    _warn_of_filling(sampler, run)
     run.record("training", from_step=step, checkpoint=checkpoint.name if checkpoint else None)
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         journal.close()
-    return Trained(trainer.model, _figures(trainer, journal), engine, journal.evaluated_step)
+    return Trained(model, _figures(trainer, model, journal), engine, journal.evaluated_step)
 
 
 def checkpoint_to_resume(resume: str, checkpoints: Path) -> Path | None:
@@ -136,13 +137,13 @@ def _step(checkpoint: Path) -> int:
     return int(json.loads(state.read_text(encoding="utf-8"))["global_step"])
 
 
-def engine_of(trainer: "Trainer", placement: Placement) -> dict[str, Any]:
+def engine_of(trainer: "Trainer", model: "PreTrainedModel", placement: Placement) -> dict[str, Any]:
     """Return what really runs, read from the live objects.
 
     Raises:
         FinelaunchError: It is not one process on one device as was asked.
     """
-    accelerator, model = trainer.accelerator, trainer.model
+    accelerator = trainer.accelerator
     if accelerator.num_processes != 1 or trainer.args.n_gpu > 1 or accelerator.device.type != placement.device:
         raise FinelaunchError(
             f"engine: asked for one process on {placement.device}, but accelerate runs {accelerator.num_processes} on "
@@ -180,10 +181,19 @@ def _announce(
         say(f"continuing from {checkpoint}")
 
 
-def _figures(trainer: "Trainer", journal: Any) -> dict[str, Any]:
+def _warn_of_filling(sampler: GlobalBatchSampler, run: RunDirectory) -> None:
+    """Say where more rows without target than with one go through the model."""
+    rows = len(sampler.lengths)
+    if sampler.num_padding_rows > rows:
+        text = f"training.global_batch_size {sampler.global_batch_size} is more than twice the {rows} training rows"
+        if run.warn(text):
+            warn(f"{text}; the rest of every batch is filled with rows without target")
+
+
+def _figures(trainer: "Trainer", model: "PreTrainedModel", journal: Any) -> dict[str, Any]:
     import torch
 
-    model, seconds = trainer.model, max(journal.total_seconds, 1e-9)
+    seconds = max(journal.total_seconds, 1e-9)
     on_gpu = trainer.args.device.type == "cuda"
     return {
         "loss": journal.last_loss,

@@ -54,7 +54,7 @@ class FinelaunchTrainer(Trainer):
     """
 
     def __init__(
-        self, *, sampler: GlobalBatchSampler, evaluator: Callable[[torch.nn.Module], dict[str, Any]], **others: Any
+        self, *, sampler: GlobalBatchSampler, evaluator: Callable[[Any], dict[str, Any]], **others: Any
     ) -> None:
         super().__init__(**others)
         self.sampler = sampler
@@ -79,7 +79,7 @@ class FinelaunchTrainer(Trainer):
         """Return and log the figures on the validation split, under the names of the metric keys with the prefix."""
         figures = self.evaluator(self.model)
         numbers = {name: value for name, value in figures.items() if isinstance(value, int | float)}
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in numbers.items()}
+        metrics = {f"{metric_key_prefix}_{name}": float(value) for name, value in numbers.items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

@@ -1,0 +1,56 @@
+"""Everything that is wrong with a recipe and a profile, found without torch and said at once."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from finelaunch.data.sources import HUB_PREFIX, resolve
+from finelaunch.errors import BadInput, Problem, RequirementMissing
+from finelaunch.launch.plan import place
+from finelaunch.launch.profile import load_profile
+from finelaunch.models.load import local_folder
+from finelaunch.preparation import given_splits
+from finelaunch.recipe.load import load_recipe, read_overrides
+from finelaunch.recipe.schema import Recipe
+from finelaunch.section.document import Document
+
+
+def check(name: str, words: Iterable[str], profile_name: str | None) -> tuple[Recipe, Document]:
+    """Return the recipe that ``name`` and ``key=value`` words make, after all that can be checked at once.
+
+    Its keys and values, the profile and the batch arithmetic where a profile is named, and the local paths of data and
+    model.
+
+    Raises:
+        BadInput: With all that is wrong.
+        RequirementMissing: Nothing is wrong, but a package that a path names is not installed.
+    """
+    problems: list[Problem] = []
+    missing: list[RequirementMissing] = []
+
+    def attempt(call: Callable[..., Any], *given: Any) -> Any:
+        try:
+            return call(*given)
+        except BadInput as error:
+            problems.extend(error.problems)
+        except RequirementMissing as error:
+            missing.append(error)
+        return None
+
+    overrides = read_overrides(words)
+    loaded = attempt(load_recipe, name, overrides["recipe"])
+    profile = attempt(load_profile, profile_name, overrides["launch"]) if profile_name else None
+    if loaded is None:
+        raise BadInput(problems)
+    recipe, document = loaded
+    if profile is not None:
+        attempt(place, recipe.training.global_batch_size, profile[0], profile[1])
+    for split_name, split in given_splits(recipe.data).items():
+        if not split.path.startswith(HUB_PREFIX):
+            attempt(resolve, split.path, f"data.{split_name}.path", document.origin(("data", split_name, "path")))
+    if recipe.model.name_or_path is not None:
+        attempt(local_folder, recipe.model, document.origin(("model", "name_or_path")))
+    if problems:
+        raise BadInput(problems)
+    if missing:
+        raise missing[0]
+    return recipe, document
