@@ -59,7 +59,8 @@ def test_loss_and_gradient_do_not_depend_on_the_cut(recipe, tmp_path):
     assert features % 8, "the last global batch must not be full"
     whole = curve(runs[8])
     assert len(whole) == 2 * -(-features // 8)
-    assert whole[0][1] > whole[-1][1], "it must learn, or equal curves would mean little"
+    losses = [loss for _, loss, _ in whole]
+    assert max(losses) > 1.02 * min(losses), "the losses must move, or equal curves would mean little"
     for size in CUTS[1:]:
         assert worst_difference(whole, curve(runs[size])) <= LIMIT
 

@@ -26,6 +26,10 @@ Example = Mapping[str, Any]
 Floats = NDArray[np.float64]
 
 
+TIE_POINTS = 1e-9
+"""Sums of F1 that differ by less are equal: they were added up in another order."""
+
+
 def normalize_answer(text: str) -> str:
     """Return an answer as it is compared: lower case, no punctuation, no English articles, single blanks.
 
@@ -246,7 +250,8 @@ def choose_threshold(
     gained = np.where(scored.has_answer, scored.f1, scored.f1 - 1.0)[no_answer.ascending]
     points = np.cumsum(np.concatenate(([float((~scored.has_answer).sum())], gained)))
     last_of_equals = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))
-    best = last_of_equals[points[last_of_equals + 1].argmax()]
+    reached = points[last_of_equals + 1]
+    best = last_of_equals[(reached > reached.max() - TIE_POINTS).argmax()]
     return float(scores[best] if points[best + 1] > points[0] else np.nextafter(scores[0], -np.inf))
 
 

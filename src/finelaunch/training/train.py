@@ -1,5 +1,6 @@
 """The one training path: every task and method goes through :func:`train`, they differ by the objects passed in."""
 
+import json
 import math
 import resource
 from collections.abc import Callable
@@ -78,8 +79,8 @@ def train(
         section.seed,
         section.length_window_batches,
     )
-    checkpoint = checkpoint_to_resume(section.resume, run.checkpoints)
-    step = _step(checkpoint) if checkpoint else 0
+    checkpoint = checkpoint_to_resume(section.resume, run)
+    step = (_step(checkpoint) if checkpoint else None) or 0
     journal = Journal(run, sampler)
     trainer = FinelaunchTrainer(
         sampler=sampler,
@@ -110,7 +111,7 @@ def train(
     return Trained(model, _figures(trainer, model, journal), engine, journal.evaluated_step)
 
 
-def checkpoint_to_resume(resume: str, checkpoints: Path) -> Path | None:
+def checkpoint_to_resume(resume: str, run: RunDirectory) -> Path | None:
     """Return the checkpoint that ``training.resume`` means: the newest of the run for ``auto``, None for ``never``.
 
     Raises:
@@ -119,22 +120,25 @@ def checkpoint_to_resume(resume: str, checkpoints: Path) -> Path | None:
     if resume == "never":
         return None
     if resume == "auto":
-        found = [path for path in checkpoints.glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
-        return max(found, key=_step, default=None)
+        steps = {path: _step(path) for path in run.checkpoints.glob("checkpoint-*")}
+        for path in (path for path, step in steps.items() if step is None):
+            text = f"{path} is passed over: it was not written to its end"
+            if run.warn(text):
+                warn(text)
+        return max(((step, path) for path, step in steps.items() if step is not None), default=(0, None))[1]
     path = Path(resume)
-    if not (path / "trainer_state.json").exists():
-        what = f"there is no checkpoint at {resume}"
+    if _step(path) is None:
+        what = f"there is no whole checkpoint at {resume}"
         raise BadInput(Problem("recipe", "training.resume", what, "auto, never or a checkpoint-N folder"))
     return path
 
 
-def _step(checkpoint: Path) -> int:
-    import json
-
-    state = checkpoint / "trainer_state.json"
-    if not state.exists():
-        return int(checkpoint.name.split("-")[1])
-    return int(json.loads(state.read_text(encoding="utf-8"))["global_step"])
+def _step(checkpoint: Path) -> int | None:
+    """Return the step of a checkpoint, or None where its state, which the Trainer writes last, is not there."""
+    try:
+        return int(json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def engine_of(trainer: "Trainer", model: "PreTrainedModel", placement: Placement) -> dict[str, Any]:

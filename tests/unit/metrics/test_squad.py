@@ -245,7 +245,9 @@ def test_the_chosen_threshold_is_the_official_one_where_that_can_be_applied(pair
     # The best-scored row is answered rightly, so answering something beats answering nothing.
     rows = [(["cat"], "cat", -5.0), *((golds, text, i / 7 - 2) for i, (golds, text) in enumerate(pairs))]
     inputs = as_inputs(rows)
-    assert choose_threshold(*inputs) == squad_metrics(*inputs)["best_f1_thresh"]
+    chosen, official = choose_threshold(*inputs), squad_metrics(*inputs)["best_f1_thresh"]
+    reached = [squad_metrics(*inputs, threshold=threshold)["f1"] for threshold in (chosen, official)]
+    assert chosen == official or abs(reached[0] - reached[1]) < 1e-9, "they may differ where sums tie"
 
 
 def test_answering_nothing_is_a_threshold_below_all_scores() -> None:
