@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sys
+from pathlib import Path
 
 import pyarrow.parquet as pq
 
@@ -12,10 +13,10 @@ def rows(path):
         for row in pq.read_table(path).to_pylist():
             yield [row["id"], row["label"], row["text"]]
     elif path.endswith(".jsonl"):
-        for row in map(json.loads, open(path, encoding="utf-8")):
+        for row in map(json.loads, Path(path).read_bytes().splitlines()):
             yield [row["id"], row["question"], row["answer"]]
     else:
-        for article in json.load(open(path, encoding="utf-8"))["data"]:
+        for article in json.loads(Path(path).read_text(encoding="utf-8"))["data"]:
             for paragraph in article["paragraphs"]:
                 for qa in paragraph["qas"]:
                     answers = [[answer["answer_start"], answer["text"]] for answer in qa["answers"]]

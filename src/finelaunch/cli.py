@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from finelaunch import __version__
-from finelaunch.errors import EXIT_FAILURE, EXIT_STOPPED, BadInput, FinelaunchError, Problem
+from finelaunch.errors import EXIT_FAILURE, EXIT_STOPPED, BadInput, FinelaunchError, Interrupted, Problem
 
 app = typer.Typer(
     name="finelaunch",
@@ -46,14 +47,16 @@ def recipes(
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of a recipe.")] = False,
 ) -> None:
     """List the recipes that resolve from here, or print one."""
-    from finelaunch.recipe.load import find, names
+    from finelaunch.recipe.load import find, names, read_file
     from finelaunch.recipe.schema import recipe_json_schema
 
     if schema:
         print(json.dumps(recipe_json_schema(), indent=2))
         return
     if name is not None:
-        print(find(name, "recipes").read_text(encoding="utf-8"), end="")
+        path = find(name, "recipes")
+        read_file(path)
+        print(path.read_text(encoding="utf-8"), end="")
         return
     listed = {recipe: _first_comment(find(recipe, "recipes")) for recipe in names("recipes")}
     if as_json:
@@ -104,18 +107,21 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune, evaluate before and after, and write a run directory; the same command continues an unfinished run."""
+    from finelaunch.launch.check import check
+    from finelaunch.launch.plan import place
     from finelaunch.launch.profile import load_profile
     from finelaunch.pipeline import Job, run_directory, train_recipe
-    from finelaunch.recipe.load import find, load_recipe, read_overrides
+    from finelaunch.recipe.load import find, read_overrides
     from finelaunch.run import log
 
-    given = read_overrides(overrides or ())
-    loaded, document = load_recipe(recipe, given["recipe"])
     log.set_up()
     _refuse_ranks()
+    given = read_overrides(overrides or ())
+    loaded, document = check(recipe, overrides or (), on)
     profile_name = _profile_or_default(on)
     profile, profile_document, _ = load_profile(profile_name, given["launch"])
     run = run_directory(name, run_dir, find(recipe, "recipes"))
+    place(loaded.training.global_batch_size, profile, profile_document)
     if fresh and run.exists():
         log.say(f"the old run is kept in {run.begin_anew()}")
     log.say(f"run {run.path} on {profile_name}{'' if on else ' (chosen by the device; --on PROFILE states it)'}")
@@ -161,7 +167,7 @@ def predict(
     temperature: Annotated[float, typer.Option(min=0.0, help="Causal LM: 0 takes the likeliest token.")] = 0.0,
     top_k: Annotated[int, typer.Option(min=0, help="Causal LM: draw from so many tokens; 0: all.")] = 0,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Causal LM: draw from so much probability.")] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, help="Causal LM: seed of the draws.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Causal LM: seed of the draws.")] = 0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Causal LM: longest answer in tokens.")] = 64,
     on: On = None,
     as_json: AsJson = False,
@@ -242,9 +248,13 @@ def _machine(on: str | None) -> Any:
     """Return the settled placement of evaluation and prediction."""
     from finelaunch.launch.plan import place
     from finelaunch.launch.profile import load_profile
+    from finelaunch.run.log import say
     from finelaunch.training.placement import settle
 
-    profile, document, _ = load_profile(_profile_or_default(on))
+    _refuse_ranks()
+    name = _profile_or_default(on)
+    profile, document, _ = load_profile(name)
+    say(f"on {name}{'' if on else ' (chosen by the device; --on PROFILE states it)'}")
     return settle(place(profile.per_device_batch_size or 1, profile, document))
 
 
@@ -265,14 +275,19 @@ def _print_table(title: str, metrics: dict[str, Any]) -> None:
     Console().print(table)
 
 
+def _interrupt(number: int, frame: object) -> None:
+    raise Interrupted
+
+
 def main() -> None:
     """Run the command line; every end that a user can act on is one message and an exit code."""
+    signal.signal(signal.SIGINT, _interrupt)
     try:
         app(standalone_mode=True)
     except FinelaunchError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except Interrupted:
         print("stopped", file=sys.stderr)
         sys.exit(EXIT_STOPPED)
     except BrokenPipeError:

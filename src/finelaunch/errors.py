@@ -66,6 +66,10 @@ class RequirementMissing(FinelaunchError):
     exit_code = EXIT_REQUIREMENT
 
 
+class Interrupted(BaseException):
+    """Ctrl-C. Not a KeyboardInterrupt, which the command-line library would answer with an exit code of its own."""
+
+
 class Stopped(FinelaunchError):
     """The run was stopped by a signal and can be continued by the same command."""
 

@@ -3,14 +3,17 @@
 prepared data -> base figures -> method -> training -> figures -> model and predictions in the run directory
 """
 
+import errno
 import json
+import shutil
 import sys
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finelaunch.errors import Stopped
+from finelaunch.errors import BadInput, FinelaunchError, Interrupted, Problem, Stopped
 from finelaunch.launch.plan import place
 from finelaunch.launch.profile import Profile
 from finelaunch.recipe.load import flatten
@@ -28,6 +31,9 @@ if TYPE_CHECKING:
     from finelaunch.evaluation.evaluate import Evaluator
     from finelaunch.preparation import Prepared
     from finelaunch.tasks.base import Measured
+
+
+NO_SPACE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -68,8 +74,12 @@ def train_recipe(job: Job, run: RunDirectory, allow_change: Collection[str] = ()
     with RunLock(run.lock):
         if run.has_trained():
             before, after = dict(flatten(run.stated())), dict(flatten(job.stated()))
-            refuse_differences(run, differences(before, after, allow_change))
-            if run.finished():
+            finished = run.finished()
+            refused, permitted = differences(before, after, () if finished else allow_change)
+            refuse_differences(run, refused)
+            if permitted:
+                run.restate(job.recipe.model_dump(mode="json"), job.profile.model_dump(mode="json"), permitted)
+            if finished:
                 log.say(f"{run.path} is finished; --fresh trains anew, --name NAME beside it")
                 return json.loads(run.metrics.read_text(encoding="utf-8"))
         else:
@@ -78,30 +88,68 @@ def train_recipe(job: Job, run: RunDirectory, allow_change: Collection[str] = ()
         log.set_up(run.log)
         run.record("started")
         try:
-            return _stages(job, run, placement)
-        except KeyboardInterrupt:
+            return _stages(job, run, placement, allow_change)
+        except (Interrupted, KeyboardInterrupt):
             run.record("stopped", signal="SIGINT")
-            raise Stopped(f"stopped; the same command continues {run.path} from its newest checkpoint") from None
+            how = "begins again (training.resume: never)" if job.recipe.training.resume == "never" else "continues"
+            raise Stopped(f"stopped; the same command {how} in {run.path}, from its newest checkpoint if any") from None
         except BaseException as error:
-            run.record("failed", error=f"{type(error).__name__}: {error}")
+            with suppress(OSError):
+                run.record("failed", error=f"{type(error).__name__}: {error}")
+            _name_full_disk(error, run)
+            _name_full_memory(error, placement)
             raise
 
 
-def _stages(job: Job, run: RunDirectory, placement: Placement) -> dict[str, Any]:
+def _name_full_disk(error: BaseException, run: RunDirectory) -> None:
+    """Raise what a full disk comes to; torch reports one as a RuntimeError without saying so.
+
+    Raises:
+        FinelaunchError: Nothing, or next to nothing, can be written in the run directory.
+    """
+    free = shutil.disk_usage(run.path).free
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or (isinstance(error, RuntimeError) and free < NO_SPACE_BYTES):
+        raise FinelaunchError(
+            f"{run.path}: cannot be written: no space left ({free:,} bytes free); make room, the same command continues"
+        ) from None
+
+
+def _name_full_memory(error: BaseException, placement: Placement) -> None:
+    """Raise what a GPU without memory left comes to.
+
+    Raises:
+        FinelaunchError: That is what ``error`` is.
+    """
+    if type(error).__name__ == "OutOfMemoryError":
+        size = max(1, placement.per_device_batch_size // 2)
+        while placement.global_batch_size % size:
+            size -= 1
+        raise FinelaunchError(
+            f"out of memory on {placement.device}: {str(error).splitlines()[0]:.200}; try "
+            f"launch.per_device_batch_size={size} (the global batch stays), launch.per_device_eval_batch_size=8 or "
+            "launch.activation_checkpointing=true, with --allow-change launch where the run has begun"
+        ) from None
+
+
+def _stages(job: Job, run: RunDirectory, placement: Placement, allow_change: Collection[str]) -> dict[str, Any]:
     """Go through the stages of a run."""
     log.quiet_libraries()
     from finelaunch.evaluation.evaluate import Evaluator
     from finelaunch.evaluation.finished import save_model
+    from finelaunch.evaluation.metrics import require_metrics
     from finelaunch.methods import method_for
     from finelaunch.models.load import load_model
     from finelaunch.preparation import prepare
     from finelaunch.training.train import train
 
     recipe, seconds = job.recipe, Stopwatch()
+    require_metrics(recipe.evaluation.metrics)
     task = task_for(recipe.task)
     task_values = recipe.task.model_dump(mode="json")
 
     prepared = prepare(recipe.data, recipe.model, task, task_values, job.document)
+    _refuse_changed_data(run, prepared, allow_change)
     _report_data(run, prepared, seconds.lap("prepare"))
 
     placement = settle(placement)
@@ -159,6 +207,7 @@ def _stages(job: Job, run: RunDirectory, placement: Placement) -> dict[str, Any]
     predictions = _with_generations(recipe, task, trained.model, prepared, measured)
     seconds.lap("evaluate")
 
+    _warn_if_worse(run, metrics["base"], measured.metrics)
     write_lines(run.predictions, predictions)
     metrics |= {
         "validation": validation.metrics,
@@ -178,6 +227,23 @@ def measure_split(
     """Return the figures of ``model`` on the split ``name``."""
     split = prepared.splits[name]
     return evaluator.measure(model, split.examples, split.features, threshold)
+
+
+def _refuse_changed_data(run: RunDirectory, prepared: "Prepared", allow_change: Collection[str]) -> None:
+    """Refuse to continue on rows that changed since the run was begun.
+
+    Raises:
+        BadInput: They did, and it is not allowed.
+    """
+    if run.has_trained():
+        splits = prepared.report["splits"]
+        known = {name: split for name, split in run.read_manifest().get("data", {}).items() if name in splits}
+        before = {f"data.{name}.path": split.get("fingerprint") for name, split in known.items()}
+        after = {f"data.{name}.path": splits[name].get("fingerprint") for name in known}
+        allowed = [word for word in allow_change if word.startswith("data")]
+        changed = {key for key in before if before[key] != after[key]}
+        refused = [key for key in changed if not any(key == word or key.startswith(f"{word}.") for word in allowed)]
+        refuse_differences(run, [(key, before[key], after[key]) for key in sorted(refused)])
 
 
 def _report_data(run: RunDirectory, prepared: "Prepared", elapsed: float) -> None:
@@ -210,6 +276,14 @@ def _base_figures(
     return figures
 
 
+def _warn_if_worse(run: RunDirectory, base: dict[str, Any] | None, tuned: dict[str, Any]) -> None:
+    """Say it where training made the model worse."""
+    if base is not None and tuned["loss"] > base["loss"]:
+        text = f"the tuned model's loss {tuned['loss']:.4g} is worse than the untuned one's {base['loss']:.4g}"
+        if run.warn(text):
+            log.warn(f"{text}: training diverged or overfits, see docs/troubleshooting.md")
+
+
 def _further(recipe: Recipe, measured: "Measured") -> dict[str, Any]:
     """Return the figures of the metrics that the recipe names beyond the task's own."""
     from finelaunch.evaluation.metrics import further_metrics
@@ -229,7 +303,7 @@ def _with_generations(
     rows = measured.predictions[:count]
     prompts = [task.prompt_ids(row["prompt"], prepared.tokenizer) for row in rows]
     how = Generation(max_new_tokens=recipe.evaluation.max_new_tokens)
-    answers = generate(model, prepared.tokenizer, prompts, how)
+    answers = generate(model, prepared.tokenizer, prompts, how, task.stop_ids(prepared.tokenizer))
     answered = [{**row, "prediction": answer} for row, answer in zip(rows, answers, strict=True)]
     return answered + measured.predictions[count:]
 
@@ -240,7 +314,17 @@ def _write_card(job: Job, run: RunDirectory, metrics: dict[str, Any]) -> None:
 
 
 def run_directory(name: str | None, run_dir: Path | None, recipe_file: Path) -> RunDirectory:
-    """Return the run directory: ``run_dir``, else ``runs/NAME``, by default ``runs/<folder>-<stem>`` of the recipe."""
+    """Return the run directory: ``run_dir``, else ``runs/NAME``, by default ``runs/<folder>-<stem>`` of the recipe.
+
+    Raises:
+        BadInput: Both are given, or the name is a path.
+    """
+    if run_dir is not None and name is not None:
+        raise BadInput(Problem("command line", "--name", "has no effect with --run-dir", "", "give one of them"))
+    if name is not None and (not name.strip(". ") or Path(name).name != name):
+        raise BadInput(
+            Problem("command line", "--name", f"{name!r} is no name of a folder", "", "or use --run-dir DIR")
+        )
     if run_dir is not None:
         return RunDirectory(run_dir)
     folder = recipe_file.resolve().parent.name

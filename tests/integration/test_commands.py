@@ -89,6 +89,11 @@ def test_bad_input_is_one_message_and_exit_code_2(tmp_path):
         (["train", "imdb/smoke", "--on", "cpuu"], "'cpu'"),
         (["train", "imdb/smoke", "data.train.path=nowhere.jsonl", "--run-dir", "r", "--on", "cpu"], "data.train.path"),
         (["train", "imdb/smoke", "launch.per_device_batch_size=3", "--on", "cpu", "--run-dir", "r"], "use 2 or 4"),
+        (
+            ["train", "imdb/smoke", "launch.per_device_batch_size=3", "data.train.path=no.csv", "--on", "cpu"],
+            "data.train",
+        ),
+        (["train", "imdb/smoke", "--name", "a", "--run-dir", "r"], "--name"),
         (["evaluate", "nothing"], "there is no run"),
         (["predict", "nothing", "--text", "x"], "there is no run"),
         (["score", "none.json", "--data", "none.json"], "none.json"),

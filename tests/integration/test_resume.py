@@ -1,5 +1,6 @@
 """A stopped run continues as if nothing had happened; the guards that make it so; and the run directory's answers."""
 
+import json
 import os
 import signal
 import subprocess
@@ -7,10 +8,11 @@ import sys
 import time
 
 import pytest
-from integration.runs import curve, run_recipe, weights_hash
+from integration.runs import NO_DROPOUT, curve, run_recipe, weights_hash
 from torch.utils.data import DataLoader
 
-from finelaunch.errors import BadInput, Stopped
+from finelaunch import pipeline
+from finelaunch.errors import BadInput, FinelaunchError, Stopped
 from finelaunch.run.directory import RunDirectory
 from finelaunch.run.files import read_lines
 from finelaunch.training import arguments, journal
@@ -69,21 +71,98 @@ def test_a_stopped_run_ends_in_the_same_weights_and_the_same_log(step, whole, tm
 
 
 def test_loader_workers_change_nothing(whole, tmp_path, monkeypatch):
+    original, seen = trainer_module.FinelaunchTrainer.get_train_dataloader, []
+
+    def watched(self):
+        seen.append(original(self))
+        return seen[-1]
+
+    monkeypatch.setattr(trainer_module.FinelaunchTrainer, "get_train_dataloader", watched)
     run = stopped_and_continued(tmp_path / "run", SECOND_EPOCH, monkeypatch, "launch.dataloader_num_workers=2")
+    assert {loader.num_workers for loader in seen} == {2}
     assert weights_hash(run) == weights_hash(whole)
 
 
-def test_another_cut_may_continue_where_it_is_allowed(whole, tmp_path, monkeypatch):
+@pytest.mark.parametrize("recipe", ["imdb/smoke", "domain_assistant/smoke"])
+def test_a_run_stopped_after_its_last_step_trains_no_further(recipe, tmp_path, monkeypatch):
+    """The last step lies within an epoch, where the Trainer would do one more."""
+    rhythm = (*RHYTHM, "training.max_steps=4")
+    whole = run_recipe(recipe, tmp_path / "whole", *rhythm)
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "_further", lambda recipe, measured: stop())
+        with pytest.raises(Stopped):
+            run_recipe(recipe, tmp_path / "run", *rhythm)
+    run = run_recipe(recipe, tmp_path / "run", *rhythm)
+    assert weights_hash(run) == weights_hash(whole)
+    assert curve(run) == curve(whole)
+    figures = [json.loads(each.metrics.read_text()) for each in (run, whole)]
+    assert figures[0]["eval"] == figures[1]["eval"]
+    assert figures[0]["train"]["steps"] == figures[1]["train"]["steps"] == 4
+    assert figures[0]["train"]["loss"] == figures[1]["train"]["loss"]
+
+
+def stop():
+    raise KeyboardInterrupt
+
+
+def test_changed_rows_are_refused_and_an_allowed_change_is_written_down(tmp_path, monkeypatch):
+    rows = [{"text": f"{'good' if n % 2 else 'bad'} film number {n}", "label": n % 2} for n in range(60)]
+    data = tmp_path / "train.jsonl"
+
+    def write(part):
+        data.write_text("".join(json.dumps(row) + "\n" for row in part))
+
+    words = (*RHYTHM[1:-1], f"data.train.path={data}", "training.max_steps=6")
+    write(rows)
+    with monkeypatch.context() as patch:
+        stop_after(3, patch)
+        with pytest.raises(Stopped):
+            run_recipe("imdb/smoke", tmp_path / "run", *words)
+    write(rows[:50])
+    with pytest.raises(BadInput, match=r"data\.train\.path"):
+        run_recipe("imdb/smoke", tmp_path / "run", *words)
+    write(rows)
+    smaller = (*words, "data.test.max_samples=20")
+    run = run_recipe("imdb/smoke", tmp_path / "run", *smaller, allow_change=["data.test"])
+    assert run.stated()["data"]["test"]["max_samples"] == 20
+    changed = [event["keys"] for event in read_lines(run.events) if event["event"] == "changed"]
+    assert changed == [["data.test.max_samples"]]
+    metrics = json.loads(run.metrics.read_text())
+    for part in ("base", "eval"):
+        assert sum(map(sum, metrics[part]["confusion_matrix"])) == 20
+    with pytest.raises(BadInput, match=r"data\.test\.max_samples"):
+        run_recipe("imdb/smoke", run.path, *words, allow_change=["data.test"])
+
+
+def test_a_checkpoint_of_another_run_is_taken_only_where_it_fits(whole, tmp_path):
+    newest = whole.checkpoints / f"checkpoint-{2 * STEPS_AN_EPOCH}"
+    with pytest.raises(BadInput, match=r"stands at step 12"):
+        run_recipe("imdb/smoke", tmp_path / "run", *RHYTHM, f"training.resume={newest}")
+    with pytest.raises(BadInput, match=r"is of another model"):
+        run_recipe("squad_v2/smoke", tmp_path / "other", *RHYTHM[1:], f"training.resume={newest}")
+    older = whole.checkpoints / f"checkpoint-{2 * STEPS_AN_EPOCH - 2}"
+    run = run_recipe("imdb/smoke", tmp_path / "third", *RHYTHM, f"training.resume={older}")
+    assert weights_hash(run) == weights_hash(whole)
+
+
+def test_a_diverged_run_stops_before_it_ends(tmp_path):
+    with pytest.raises(FinelaunchError, match=r"training\.learning_rate"):
+        run_recipe("imdb/smoke", tmp_path / "run", *RHYTHM, "training.learning_rate=1e30", "training.max_grad_norm=0")
+
+
+def test_another_cut_may_continue_where_it_is_allowed(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         stop_after(SECOND_EPOCH, patch)
         with pytest.raises(Stopped):
-            run_recipe("imdb/smoke", tmp_path / "run", *RHYTHM)
-    changed = (*RHYTHM, "launch.per_device_batch_size=4")
+            run_recipe("imdb/smoke", tmp_path / "run", *RHYTHM, *NO_DROPOUT["imdb/smoke"])
+    changed = (*RHYTHM, *NO_DROPOUT["imdb/smoke"], "launch.per_device_batch_size=4")
     with pytest.raises(BadInput, match=r"launch\.per_device_batch_size"):
         run_recipe("imdb/smoke", tmp_path / "run", *changed)
     run = run_recipe("imdb/smoke", tmp_path / "run", *changed, allow_change=["launch.per_device_batch_size"])
-    assert run.finished()
-    assert curve(run)[:8] == curve(whole)[:8]
+    uncut = curve(run_recipe("imdb/smoke", tmp_path / "uncut", *RHYTHM, *NO_DROPOUT["imdb/smoke"]))
+    assert [row[0] for row in curve(run)] == [row[0] for row in uncut]
+    for row, expected in zip(curve(run), uncut, strict=True):
+        assert row == pytest.approx(expected, rel=1e-5)
 
 
 def test_without_set_epoch_the_second_epoch_would_repeat_the_first(whole, tmp_path, monkeypatch):

@@ -43,7 +43,7 @@ class DataSection(Section):
     }
 
     train: SplitSection = Field(description="a mapping with path: the rows to train on")
-    validation: SplitSection | None = Field(default=None, description="rows to choose by: threshold, stopping")
+    validation: SplitSection | None = Field(default=None, description="rows to choose by")
     test: SplitSection | None = Field(default=None, description="rows measured once at the end")
     validation_fraction: float = Field(
         default=0.1, gt=0, lt=1, description="share of train held out where validation is absent"

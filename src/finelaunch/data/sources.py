@@ -156,7 +156,7 @@ def hash_files(paths: list[Path], root: Path) -> str:
 
 
 def _file_rows(path: Path, key: str, origin: str) -> Rows:
-    readers = {".json": _json, ".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
+    readers = {".json": _json, ".jsonl": jsonl_rows, ".csv": _csv, ".parquet": _parquet}
     reader = readers.get(path.suffix.lower())
     if reader is None:
         allowed = f"{', '.join(SUFFIXES)} or a folder of text files per class"
@@ -231,7 +231,13 @@ def _nested_squad(content: dict[str, Any], path: Path) -> Iterator[dict[str, Any
         raise BadInput(replace(problem, origin=str(path)) for problem in error.problems) from None
 
 
-def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
+def jsonl_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the objects in ``path``, each with its line under ``__place__``.
+
+    Raises:
+        BadInput: It is not UTF-8, or a line is not a JSON object.
+        OSError: It cannot be read.
+    """
     for number, line in enumerate(_text(path).split("\n"), start=1):
         if line.strip():
             place = f"line {number}"

@@ -1,9 +1,8 @@
 """``finelaunch evaluate``: a finished model on its own test split, or on a file."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from finelaunch.data.section import DataSection, SplitSection
 from finelaunch.data.sources import read_rows
@@ -11,9 +10,15 @@ from finelaunch.data.splits import draw
 from finelaunch.errors import BadInput, Problem
 from finelaunch.evaluation.finished import load_finished
 from finelaunch.run.log import quiet_libraries, say, warn
-from finelaunch.section.base import build
-from finelaunch.section.document import Document
+from finelaunch.section.base import Section, build
+from finelaunch.section.document import Document, read_document
 from finelaunch.training.placement import Placement, move
+
+
+class _Data(Section):
+    """What is read of a run's recipe."""
+
+    data: DataSection
 
 
 def evaluate_again(folder: Path, file: Path | None, placement: Placement) -> tuple[dict[str, Any], str]:
@@ -29,7 +34,13 @@ def evaluate_again(folder: Path, file: Path | None, placement: Placement) -> tup
     """
     quiet_libraries()
     split, name, seed = _split(folder, file)
-    rows = read_rows(split, name, "--data" if file else str(folder.parent / "recipe.yaml"))
+    try:
+        rows = read_rows(split, name, "--data" if file else str(folder.parent / "recipe.yaml"))
+    except BadInput as error:
+        remedy = "give --data FILE"
+        raise BadInput(
+            replace(problem, remedy=problem.remedy if file else remedy) for problem in error.problems
+        ) from None
     finished = load_finished(folder)
     examples = finished.task.read(rows, split.columns, finished.facts)
     examples = [examples[index] for index in draw(len(examples), split.max_samples, seed)]
@@ -48,11 +59,11 @@ def _split(folder: Path, file: Path | None) -> tuple[SplitSection, str, int]:
     recipe = folder.parent / "recipe.yaml"
     data = None
     if recipe.exists():
-        values = yaml.safe_load(recipe.read_text(encoding="utf-8"))["data"]
-        data = build(DataSection, Document(values, name=str(recipe)))
+        document = read_document(recipe.read_text(encoding="utf-8", errors="replace"), str(recipe))
+        data = build(_Data, Document({"data": document.values.get("data")}, name=str(recipe))).data
     stated = (data.test or data.validation) if data else None
     if file is not None:
-        columns = stated.columns if stated else {}
+        columns = (stated or data.train).columns if data else {}
         return SplitSection(path=str(file), columns=columns), "test", 0
     if stated is None or data is None:
         what = "the run names no data.test" if data else f"there is no recipe beside {folder}"

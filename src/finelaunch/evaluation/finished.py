@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,8 +105,14 @@ def load_finished(folder: Path) -> FinishedModel:
     task_section = build(_Facts, document).task
     task = task_for(task_section)
     section = ModelSection(name_or_path=str(folder.resolve()))
-    tokenizer = load_tokenizer(section)
-    loaded = load_model(section, task.auto_class, {}, tokenizer, 1, seed=0)
+    try:
+        tokenizer = load_tokenizer(section)
+        loaded = load_model(section, task.auto_class, {}, tokenizer, 1, seed=0)
+    except BadInput as error:
+        problems = [
+            replace(problem, origin=str(folder), key="", remedy="copy the run again") for problem in error.problems
+        ]
+        raise BadInput(problems) from None
     if loaded.newly_initialised:
         names = ", ".join(loaded.newly_initialised[:3])
         raise BadInput(Problem(str(folder), "", f"weights are missing: {names}", "", "copy the run again"))

@@ -6,10 +6,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from finelaunch.run.log import warn
 from finelaunch.tasks.base import pad_inputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+MIN_TEMPERATURE = 1e-3
+"""Below it, probabilities overflow."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +23,7 @@ class Generation:
 
     Args:
         max_new_tokens: Longest answer, in tokens.
-        temperature: 0 takes the likeliest token each time; above, tokens are drawn.
+        temperature: 0 (below 0.001) takes the likeliest token each time; above, tokens are drawn.
         top_k: Draw from the k likeliest tokens; 0: from all.
         top_p: Draw from the fewest tokens that have this probability together.
         seed: Seed of the draws.
@@ -36,6 +41,7 @@ def generate(
     tokenizer: "PreTrainedTokenizerBase",
     prompts: Sequence[Sequence[int]],
     how: Generation,
+    stop_ids: Sequence[int],
     batch_size: int = 8,
 ) -> list[str]:
     """Return the answer to each prompt.
@@ -46,6 +52,7 @@ def generate(
         prompts: Token ids of each prompt. Where a prompt and its answer exceed the model's positions, the prompt loses
             its first tokens.
         how: How answers are drawn.
+        stop_ids: Tokens that end an answer.
         batch_size: Prompts at a time; they are padded on the left.
     """
     import torch
@@ -55,6 +62,8 @@ def generate(
     room = limit - how.max_new_tokens if limit else None
     if room is not None and room < 1:
         room = 1
+    if room is not None and any(len(prompt) > room for prompt in prompts):
+        warn(f"prompts of more than {room} tokens lose their beginning: the model has {limit} positions")
     rows = [{"input_ids": np.asarray(prompt if room is None else prompt[-room:])} for prompt in prompts]
     drawn = {"do_sample": True, "temperature": how.temperature, "top_k": how.top_k, "top_p": how.top_p}
     greedy = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
@@ -71,8 +80,8 @@ def generate(
                 **{name: tensor.to(model.device) for name, tensor in batch.items()},
                 max_new_tokens=min(how.max_new_tokens, limit - length) if limit else how.max_new_tokens,
                 pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                **(drawn if how.temperature > 0 else greedy),
+                eos_token_id=list(stop_ids),
+                **(drawn if how.temperature >= MIN_TEMPERATURE else greedy),
             )
             answers += tokenizer.batch_decode(tokens[:, length:], skip_special_tokens=True)
     model.train(training)

@@ -1,12 +1,39 @@
-"""finelaunch's metrics as objects of the ``evaluate`` library, and that library's metrics by name.
+"""Metrics of the ``evaluate`` library, named in a recipe beside the task's own.
 
-``evaluate.load`` fetches the code of a metric from the hub; ours are subclasses in this package and need no network.
+The task's own figures need no network; ``evaluate.load`` fetches the code of a metric from the hub, or takes a folder.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 from finelaunch.errors import RequirementMissing
+
+
+def require_metrics(names: Sequence[str]) -> None:
+    """Load the metrics, so that one that is out of reach is said before training.
+
+    Raises:
+        RequirementMissing: One is neither cached nor reachable.
+    """
+    for name in names:
+        _loaded(name)
+
+
+def _loaded(name: str) -> Any:
+    import evaluate
+
+    try:
+        return evaluate.load(name)
+    except Exception as error:  # the library lets anything through that a metric's own code raises
+        raise _refusal(name, "cannot be loaded", error) from None
+
+
+def _refusal(name: str, what: str, error: Exception) -> RequirementMissing:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return RequirementMissing(
+        f"evaluation.metrics: {name!r} {what}: {reason:.200}; metrics of the evaluate library need the hub or its "
+        "cache; leave it out, or give a local folder"
+    )
 
 
 def further_metrics(names: Sequence[str], predictions: list[Any], references: list[Any]) -> dict[str, Any]:
@@ -20,19 +47,12 @@ def further_metrics(names: Sequence[str], predictions: list[Any], references: li
     Raises:
         RequirementMissing: A metric that is neither cached nor reachable, or that does not take these inputs.
     """
-    if not names:
-        return {}
-    import evaluate
-
     figures: dict[str, Any] = {}
     for name in names:
+        metric = _loaded(name)
         try:
-            found = evaluate.load(name).compute(predictions=predictions, references=references)
-        except Exception as error:  # the library lets anything through that a metric's own code raises
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise RequirementMissing(
-                f"evaluation.metrics: {name!r} cannot be computed: {reason:.200}; metrics of the evaluate library need "
-                "the hub or its cache; leave it out, or give a local folder"
-            ) from None
+            found = metric.compute(predictions=predictions, references=references)
+        except Exception as error:  # as above
+            raise _refusal(name, "cannot be computed", error) from None
         figures |= {f"{name.rstrip('/').split('/')[-1]}.{key}": value for key, value in (found or {}).items()}
     return figures

@@ -1,11 +1,11 @@
 """``finelaunch predict``: a finished model on new inputs."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from finelaunch.data.checks import RowError
+from finelaunch.data.sources import jsonl_rows
 from finelaunch.errors import BadInput, Problem
 from finelaunch.evaluation.finished import load_finished
 from finelaunch.evaluation.generate import Generation, generate
@@ -28,21 +28,10 @@ def read_inputs(given: Mapping[str, str], file: Path | None) -> list[Input]:
         raise BadInput(Problem("command line", "", what, allowed))
     if file is None:
         return [{"__place__": "command line", **given}]
-    inputs = []
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(Problem(str(file), "", f"cannot be read: {error}")) from None
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError):
-            row = None
-        if not isinstance(row, dict):
-            raise BadInput(Problem(f"{file}:line {number}", "", "is not a JSON object"))
-        inputs.append({"__place__": f"{file}:line {number}", **row})
+        inputs = [{**row, "__place__": f"{file}:{row['__place__']}"} for row in jsonl_rows(file)]
+    except OSError as error:
+        raise BadInput(Problem(str(file), "", f"cannot be read: {error.strerror or error}")) from None
     if not inputs:
         raise BadInput(Problem(str(file), "", "holds no inputs"))
     return inputs
@@ -77,7 +66,14 @@ def predict_inputs(
     move(model, placement.device)
     if isinstance(finished.task, CausalLM):
         prompts = [finished.task.prompt_ids(example["messages"], finished.tokenizer) for example in examples]
-        answers = generate(model, finished.tokenizer, prompts, how, placement.per_device_eval_batch_size)
+        answers = generate(
+            model,
+            finished.tokenizer,
+            prompts,
+            how,
+            finished.task.stop_ids(finished.tokenizer),
+            placement.per_device_eval_batch_size,
+        )
         rows = [{"prediction": answer} for answer in answers]
     else:
         evaluator = finished.evaluator(placement.per_device_eval_batch_size, placement.precision)

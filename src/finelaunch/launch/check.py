@@ -1,6 +1,7 @@
 """Everything that is wrong with a recipe and a profile, found without torch and said at once."""
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from finelaunch.data.sources import HUB_PREFIX, resolve
@@ -13,12 +14,14 @@ from finelaunch.recipe.load import load_recipe, read_overrides
 from finelaunch.recipe.schema import Recipe
 from finelaunch.section.document import Document
 
+ANY_MACHINE = "gpu"
+"""The profile that takes every value of every key; stands in where none is named."""
+
 
 def check(name: str, words: Iterable[str], profile_name: str | None) -> tuple[Recipe, Document]:
     """Return the recipe that ``name`` and ``key=value`` words make, after all that can be checked at once.
 
-    Its keys and values, the profile and the batch arithmetic where a profile is named, and the local paths of data and
-    model.
+    Its keys and values, the profile and the batch arithmetic, and the local paths of data, model and checkpoint.
 
     Raises:
         BadInput: With all that is wrong.
@@ -38,7 +41,7 @@ def check(name: str, words: Iterable[str], profile_name: str | None) -> tuple[Re
 
     overrides = read_overrides(words)
     loaded = attempt(load_recipe, name, overrides["recipe"])
-    profile = attempt(load_profile, profile_name, overrides["launch"]) if profile_name else None
+    profile = attempt(load_profile, profile_name or ANY_MACHINE, overrides["launch"])
     if loaded is None:
         raise BadInput(problems)
     recipe, document = loaded
@@ -49,6 +52,10 @@ def check(name: str, words: Iterable[str], profile_name: str | None) -> tuple[Re
             attempt(resolve, split.path, f"data.{split_name}.path", document.origin(("data", split_name, "path")))
     if recipe.model.name_or_path is not None:
         attempt(local_folder, recipe.model, document.origin(("model", "name_or_path")))
+    if recipe.training.resume not in ("auto", "never") and not Path(recipe.training.resume).is_dir():
+        what = f"there is no checkpoint at {recipe.training.resume}"
+        origin = document.origin(("training", "resume"))
+        problems.append(Problem(origin, "training.resume", what, "auto, never or a checkpoint-N folder"))
     if problems:
         raise BadInput(problems)
     if missing:

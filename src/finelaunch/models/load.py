@@ -204,6 +204,7 @@ def load_model(
 
     loader = getattr(transformers, auto_class)
     config = _config(section, tokenizer)
+    _check_labels(config, task_config)
     for name, value in task_config.items():
         setattr(config, name, value)
     _check_positions(config, tokenizer, max_length)
@@ -244,6 +245,18 @@ def _refusals(key: str) -> Iterator[None]:
     except Exception as error:
         what = f"no model for this task can be made of it: {type(error).__name__}: {_first_line(error)}"
         raise BadInput(Problem("recipe", key, what)) from error
+
+
+def _check_labels(config: "PretrainedConfig", task_config: Mapping[str, Any]) -> None:
+    """Refuse labels that a classifier's head was not trained for; a head without named labels takes any."""
+    trained = list(getattr(config, "id2label", {}).values())
+    wanted = list(task_config.get("id2label", {}).values())
+    unnamed = trained == [f"LABEL_{number}" for number in range(len(trained))]
+    if not wanted or unnamed or trained == wanted or not any("Classification" in c for c in config.architectures or ()):
+        return
+    what = f"the model was trained for the labels {', '.join(map(str, trained))}, asked for are {', '.join(wanted)}"
+    remedy = "give them in its order, or start from a model without a head"
+    raise BadInput(Problem("recipe", "task.label_names", what, "", remedy))
 
 
 def _config(section: ModelSection, tokenizer: "PreTrainedTokenizerBase") -> "PretrainedConfig":

@@ -57,7 +57,7 @@ def names(folder: str) -> list[str]:
     """Return the names of all recipes or profiles that resolve from here, without suffix."""
     found = set()
     for root in (Path(folder), shipped(folder)):
-        found |= {str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.yaml")}
+        found |= {str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.yaml") if path.is_file()}
     return sorted(found)
 
 

@@ -86,6 +86,14 @@ class RunDirectory:
         write_text(self.recipe, write_document(recipe))
         self.record("created")
 
+    def restate(self, recipe: Mapping[str, Any], launch: Mapping[str, Any], keys: Sequence[str]) -> None:
+        """Write down that the run goes on with other values of ``keys``; base figures are measured again."""
+        manifest = self.read_manifest()
+        manifest.pop("base_figures", None)
+        write_json(self.manifest, {**manifest, "launch": dict(launch)})
+        write_text(self.recipe, write_document(recipe))
+        self.record("changed", keys=list(keys))
+
     def _refuse_foreign_files(self) -> None:
         early = {
             self.manifest.name,
@@ -139,8 +147,12 @@ class RunDirectory:
         """Set the old run aside and return where it is kept.
 
         Raises:
-            BadInput: Another process is writing it.
+            BadInput: Another process is writing it, or it is the current folder.
         """
+        path = self.path.resolve()
+        if path == Path.cwd() or path in Path.cwd().parents:
+            what = "the current folder lies in the run, which would be renamed under it"
+            raise BadInput(Problem(str(path), "--fresh", what, "", "change to another folder"))
         with RunLock(self.lock):
             aside = self.set_aside()
             (aside / self.lock.name).unlink(missing_ok=True)
@@ -157,8 +169,8 @@ class RunDirectory:
 
 def differences(
     before: Mapping[str, Any], after: Mapping[str, Any], allowed: Collection[str]
-) -> list[tuple[str, Any, Any]]:
-    """Return the dotted keys whose values differ, with both values; those below an ``allowed`` key are left out.
+) -> tuple[list[tuple[str, Any, Any]], list[str]]:
+    """Return the dotted keys whose values differ, with both values, and apart the keys below an ``allowed`` one.
 
     Raises:
         BadInput: An ``allowed`` word is no key.
@@ -170,8 +182,9 @@ def differences(
         ]
         raise BadInput(problems)
     changed = [key for key in keys if before.get(key) != after.get(key)]
-    kept = [key for key in changed if not any(_is_below(key, word) for word in allowed)]
-    return [(key, before.get(key), after.get(key)) for key in kept]
+    permitted = [key for key in changed if any(_is_below(key, word) for word in allowed)]
+    refused = [key for key in changed if key not in permitted]
+    return [(key, before.get(key), after.get(key)) for key in refused], permitted
 
 
 def _is_below(key: str, word: str) -> bool:

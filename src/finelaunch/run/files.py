@@ -42,10 +42,9 @@ def append_line(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def _is_cut_off(file: BinaryIO) -> bool:
-    if file.seek(0, os.SEEK_END) == 0:
-        return False
-    file.seek(-1, os.SEEK_END)
-    return file.read(1) != b"\n"
+    """Return whether the file's last byte, as long as it is now, ends no line; others may be appending to it."""
+    size = os.fstat(file.fileno()).st_size
+    return size > 0 and os.pread(file.fileno(), 1, size - 1) != b"\n"
 
 
 def _line(row: Mapping[str, Any]) -> str:

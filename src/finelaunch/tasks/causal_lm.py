@@ -109,7 +109,7 @@ class CausalLM:
         """
         columns: dict[str, list[Any]] = defaultdict(list)
         counts: Counter[str] = Counter()
-        longest, ends = self.section.max_length, set(tokenizer.all_special_ids)
+        longest, ends = self.section.max_length, set(_special_tokens(tokenizer).values())
         for start in range(0, len(examples), CHUNK):
             rows = self._rows(examples[start : start + CHUNK], tokenizer)
             for index, (ids, labels) in enumerate(rows, start):
@@ -192,7 +192,7 @@ class CausalLM:
             return _plain_segments(messages, tokenizer)
         if _GENERATION_MARKER.search(template):
             return _marked_segments(messages, template, tokenizer)
-        done, segments, ends = "", [], tuple(tokenizer.all_special_tokens)
+        done, segments, ends = "", [], tuple(_special_tokens(tokenizer))
         for turn, message in enumerate(messages):
             if message["role"] != "assistant" or turn == 0:
                 continue
@@ -237,6 +237,15 @@ class CausalLM:
         if self.template(tokenizer) is None:
             return "".join(text for text, _ in _plain_segments(messages, tokenizer))
         return _rendered(messages, tokenizer, True)
+
+    def stop_ids(self, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+        """Return the tokens that end an answer: EOS, and what the chat template ends a turn with."""
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        answers = [text for text, is_answer in self.segments(turns, tokenizer) if is_answer]
+        last = _token_ids(answers, tokenizer)[0][-1:] if answers else []
+        special = set(_special_tokens(tokenizer).values())
+        ends = [token for token in (tokenizer.eos_token_id, *last) if token in special]
+        return list(dict.fromkeys(int(token) for token in ends))
 
     def model_config(self, facts: Mapping[str, Any]) -> dict[str, Any]:
         """Return nothing."""
@@ -293,6 +302,13 @@ class CausalLM:
                 }
             )
         return Measured(metrics, predictions)
+
+
+def _special_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[str, int]:
+    """Return the special tokens by text, those that were added as such included."""
+    named = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+    added = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return named | added
 
 
 def _plain_segments(messages: Sequence[Message], tokenizer: "PreTrainedTokenizerBase") -> list[Segment]:

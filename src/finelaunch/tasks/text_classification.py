@@ -171,6 +171,8 @@ def _name(label: Any) -> str | None:
     """Return the name that a label goes by, or None where it is neither a text nor an integer."""
     if isinstance(label, bool):
         return str(label).lower()
+    if isinstance(label, float) and label.is_integer():
+        return str(int(label))
     return str(label) if isinstance(label, int) or (isinstance(label, str) and label.strip()) else None
 
 

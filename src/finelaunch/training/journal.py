@@ -1,5 +1,6 @@
 """What a training run writes down and shows while it runs: train_log.jsonl, a progress bar or plain lines."""
 
+import math
 import sys
 import time
 from typing import Any
@@ -8,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback, set_seed
 
 from finelaunch.data.sampler import GlobalBatchSampler, padding_fraction
+from finelaunch.errors import FinelaunchError
 from finelaunch.run.directory import RunDirectory
 from finelaunch.run.files import append_line, read_lines, write_lines
 from finelaunch.run.log import console, say
@@ -42,7 +44,6 @@ class Journal(TrainerCallback):
         self.sampler = sampler
         self.total_rows = self.total_tokens = 0
         self.total_seconds = 0.0
-        self.last_loss: float | None = None
         self.evaluated_step: int | None = None
         self.progress: Progress | None = None
         self._epoch: int | None = None
@@ -63,7 +64,9 @@ class Journal(TrainerCallback):
             self.progress.start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Count the step that was just done."""
+        """Count the step that was just done; the last one ends an interval, however short."""
+        if state.global_step >= state.max_steps:
+            control.should_log = True
         epoch, place = divmod(state.global_step - 1, self.sampler.num_global_batches)
         if epoch != self._epoch:
             self._epoch, self._batches = epoch, self.sampler.global_batches(epoch)
@@ -75,10 +78,20 @@ class Journal(TrainerCallback):
             self.progress.update(self.progress.task_ids[0], completed=state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        """Write the interval down."""
+        """Write the interval down.
+
+        Raises:
+            FinelaunchError: The loss is not a number.
+        """
         logs = logs or {}
         if "loss" not in logs:
             return
+        if not math.isfinite(logs["loss"]):
+            raise FinelaunchError(
+                f"training: at step {state.global_step} the loss is {logs['loss']} and the gradient norm "
+                f"{logs.get('grad_norm')}; lower training.learning_rate (with fp16 try launch.precision=bf16 or fp32) "
+                "and train again with --fresh"
+            )
         tokens, seconds = sum(real for real, _ in self._steps), max(self._seconds, 1e-9)
         row = {
             "step": state.global_step,
@@ -91,7 +104,6 @@ class Journal(TrainerCallback):
             "padding_fraction": round(padding_fraction(self._steps), 5),
         }
         append_line(self.run.train_log, row)
-        self.last_loss = logs["loss"]
         self.total_rows += self._rows
         self.total_tokens += tokens
         self.total_seconds += self._seconds

@@ -45,8 +45,10 @@ class Placement:
 def expose_one_gpu() -> None:
     """Let this process see one GPU at most; must come before torch is imported.
 
-    transformers wraps a model in ``nn.DataParallel`` where a single process sees several.
+    transformers wraps a model in ``nn.DataParallel`` where a single process sees several. cuBLAS reads the size of its
+    workspace once, at its first call, so what deterministic training needs is set here too.
     """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     os.environ["CUDA_VISIBLE_DEVICES"] = "0" if visible is None else visible.split(",")[0]
 

@@ -5,7 +5,7 @@ that transformers 5 removed, is answered with the place where it belongs; a test
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -165,7 +165,7 @@ ANSWERS: dict[str, str] = {
         _SPEED,
     ),
     **dict.fromkeys(
-        ["optim_args", "optim_target_modules", "neftune_noise_alpha"],
+        ["optim_args", "optim_target_modules", "lr_scheduler_kwargs", "neftune_noise_alpha"],
         _OURS.format("it changes the result in ways that no test of finelaunch covers"),
     ),
     "enable_jit_checkpoint": _OURS.format("its ranks do not agree on the step that they save"),
@@ -182,16 +182,15 @@ class TrainingSection(Section):
     answers: ClassVar[Mapping[str, str]] = ANSWERS
 
     global_batch_size: int = Field(gt=0, le=2**20, description="samples per optimizer step, over all devices")
-    learning_rate: float = Field(ge=0, description="peak learning rate, such as 2e-5")
+    learning_rate: float = Field(gt=0, description="peak learning rate, such as 2e-5")
     num_train_epochs: float = Field(default=3.0, gt=0, description="passes over data.train")
     max_steps: int = Field(default=-1, ge=-1, description="optimizer steps in all; -1: by num_train_epochs")
     warmup_steps: float = Field(
         default=0.0, ge=0, description="steps of linear warm-up; below 1: that share of all steps"
     )
     lr_scheduler_type: Literal[
-        "linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt", "cosine_with_restarts"
+        "linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt", "cosine_with_restarts"
     ] = Field(default="linear", description="shape of the learning rate over the steps")
-    lr_scheduler_kwargs: dict[str, Any] = Field(default={}, description="further arguments of the schedule")
     optim: Literal["adamw_torch_fused", "adamw_torch", "sgd", "adafactor"] = Field(
         default="adamw_torch_fused", description="optimizer"
     )
@@ -211,7 +210,7 @@ class TrainingSection(Section):
     save_strategy: Literal["no", "steps", "epoch"] = Field(default="epoch", description="when to write a checkpoint")
     save_steps: int | None = Field(default=None, ge=1, description="optimizer steps between checkpoints (steps)")
     save_total_limit: int | None = Field(default=2, ge=1, description="checkpoints kept; null: all")
-    seed: int = Field(default=42, ge=0, lt=2**32, description="seed of weights, order and dropout")
+    seed: int = Field(default=42, ge=0, lt=2**31, description="seed of weights, order and dropout")
     deterministic: bool = Field(default=False, description="deterministic kernels, slower on a GPU")
     resume: str = Field(default="auto", description="auto: newest checkpoint of the run; never; or a checkpoint's path")
 
@@ -229,6 +228,11 @@ class TrainingSection(Section):
         if self.warmup_steps >= 1 and self.warmup_steps != int(self.warmup_steps):
             remedy = f"such as {int(self.warmup_steps)}, or 0.1 for a tenth of all steps"
             yield SettingError("warmup_steps", f"{self.warmup_steps} is no whole number of steps", "", remedy)
+        if self.warmup_steps and self.lr_scheduler_type == "constant":
+            what = "has no effect with lr_scheduler_type: constant"
+            yield SettingError("warmup_steps", what, "", "use constant_with_warmup, or leave warmup_steps out")
+        if self.max_steps == 0:
+            yield SettingError("max_steps", "0 trains nothing", "-1 for num_train_epochs, or 1 and more")
         if 0 < self.max_steps <= self.warmup_steps:
             what = f"{self.warmup_steps:g} is not less than max_steps {self.max_steps}"
             yield SettingError("warmup_steps", what, "", "lower it, or raise max_steps")

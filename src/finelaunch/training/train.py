@@ -1,6 +1,5 @@
 """The one training path: every task and method goes through :func:`train`, they differ by the objects passed in."""
 
-import json
 import math
 import resource
 from collections.abc import Callable
@@ -10,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from finelaunch.data.features import Features
 from finelaunch.data.sampler import GlobalBatchSampler, TrainingRows
-from finelaunch.errors import BadInput, FinelaunchError, Problem
+from finelaunch.errors import FinelaunchError
 from finelaunch.run.directory import RunDirectory
+from finelaunch.run.files import read_lines
 from finelaunch.run.log import say, warn
 from finelaunch.tasks.base import IGNORED, Task
+from finelaunch.training.checkpoints import check_foreign, checkpoint_to_resume, step_of
 from finelaunch.training.placement import Placement
 from finelaunch.training.section import TrainingSection
 
@@ -64,8 +65,9 @@ def train(
         BadInput: ``training.resume`` names no checkpoint.
         FinelaunchError: What runs is not what was asked.
     """
+    from safetensors.torch import load_model
     from torch.utils.tensorboard import SummaryWriter
-    from transformers import PrinterCallback
+    from transformers import PrinterCallback, TrainerState
     from transformers.integrations.integration_utils import TensorBoardCallback
 
     from finelaunch.training.arguments import training_arguments
@@ -80,7 +82,8 @@ def train(
         section.length_window_batches,
     )
     checkpoint = checkpoint_to_resume(section.resume, run)
-    step = (_step(checkpoint) if checkpoint else None) or 0
+    step = step_of(checkpoint) or 0 if checkpoint else 0
+    steps = num_steps(sampler, section)
     journal = Journal(run, sampler)
     trainer = FinelaunchTrainer(
         sampler=sampler,
@@ -100,45 +103,28 @@ def train(
     )
     trainer.remove_callback(PrinterCallback)
     engine = engine_of(trainer, model, placement)
+    if checkpoint is not None and checkpoint.parent != run.checkpoints:
+        check_foreign(checkpoint, model, steps)
     run.note(engine=engine, parameters=parameters_of(model))
-    _announce(sampler, placement, section, checkpoint)
+    _announce(sampler, placement, steps, checkpoint)
     _warn_of_filling(sampler, run)
     run.record("training", from_step=step, checkpoint=checkpoint.name if checkpoint else None)
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if checkpoint is None or step < steps:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        else:  # within an epoch the Trainer would do one step more before it sees that all are done
+            load_model(model, checkpoint / "model.safetensors")
+            trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     finally:
         journal.close()
     return Trained(model, _figures(trainer, model, journal), engine, journal.evaluated_step)
 
 
-def checkpoint_to_resume(resume: str, run: RunDirectory) -> Path | None:
-    """Return the checkpoint that ``training.resume`` means: the newest of the run for ``auto``, None for ``never``.
-
-    Raises:
-        BadInput: It is a path without a checkpoint.
-    """
-    if resume == "never":
-        return None
-    if resume == "auto":
-        steps = {path: _step(path) for path in run.checkpoints.glob("checkpoint-*")}
-        for path in (path for path, step in steps.items() if step is None):
-            text = f"{path} is passed over: it was not written to its end"
-            if run.warn(text):
-                warn(text)
-        return max(((step, path) for path, step in steps.items() if step is not None), default=(0, None))[1]
-    path = Path(resume)
-    if _step(path) is None:
-        what = f"there is no whole checkpoint at {resume}"
-        raise BadInput(Problem("recipe", "training.resume", what, "auto, never or a checkpoint-N folder"))
-    return path
-
-
-def _step(checkpoint: Path) -> int | None:
-    """Return the step of a checkpoint, or None where its state, which the Trainer writes last, is not there."""
-    try:
-        return int(json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def num_steps(sampler: GlobalBatchSampler, section: TrainingSection) -> int:
+    """Return the optimizer steps of the whole training."""
+    return (
+        section.max_steps if section.max_steps > 0 else math.ceil(section.num_train_epochs * sampler.num_global_batches)
+    )
 
 
 def engine_of(trainer: "Trainer", model: "PreTrainedModel", placement: Placement) -> dict[str, Any]:
@@ -148,10 +134,13 @@ def engine_of(trainer: "Trainer", model: "PreTrainedModel", placement: Placement
         FinelaunchError: It is not one process on one device as was asked.
     """
     accelerator = trainer.accelerator
-    if accelerator.num_processes != 1 or trainer.args.n_gpu > 1 or accelerator.device.type != placement.device:
+    precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
+    ran = (accelerator.distributed_type.value, accelerator.num_processes, accelerator.device.type, precision)
+    if ran != ("NO", 1, placement.device, placement.precision) or trainer.args.n_gpu > 1:
         raise FinelaunchError(
-            f"engine: asked for one process on {placement.device}, but accelerate runs {accelerator.num_processes} on "
-            f"{accelerator.device} with {trainer.args.n_gpu} GPUs; unset ACCELERATE_* and CUDA_VISIBLE_DEVICES"
+            f"engine: asked for one process on {placement.device} in {placement.precision}, but accelerate runs "
+            f"{accelerator.num_processes} ({ran[0]}) on {accelerator.device} in {precision} with {trainer.args.n_gpu} "
+            "GPUs; accelerate takes this from the environment: unset ACCELERATE_*, RANK and WORLD_SIZE"
         )
     return {
         "name": "single",
@@ -161,7 +150,7 @@ def engine_of(trainer: "Trainer", model: "PreTrainedModel", placement: Placement
         "backend": None,
         "device": str(accelerator.device),
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
-        "precision": placement.precision,
+        "precision": precision,
         "global_batch_size": placement.global_batch_size,
         "per_device_batch_size": trainer.args.per_device_train_batch_size,
         "gradient_accumulation_steps": trainer.args.gradient_accumulation_steps,
@@ -174,11 +163,7 @@ def parameters_of(model: "PreTrainedModel") -> dict[str, int]:
     return {"total": sum(size for size, _ in sizes), "trainable": sum(size for size, trained in sizes if trained)}
 
 
-def _announce(
-    sampler: GlobalBatchSampler, placement: Placement, section: TrainingSection, checkpoint: Path | None
-) -> None:
-    steps = section.max_steps if section.max_steps > 0 else None
-    steps = steps or math.ceil(section.num_train_epochs * sampler.num_global_batches)
+def _announce(sampler: GlobalBatchSampler, placement: Placement, steps: int, checkpoint: Path | None) -> None:
     filled = f" ({sampler.num_padding_rows} rows without target fill the last batch)" * (sampler.num_padding_rows > 0)
     say(f"{placement.arithmetic()}; {sampler.num_global_batches} steps an epoch{filled}; {steps} steps in all")
     if checkpoint is not None:
@@ -199,11 +184,12 @@ def _figures(trainer: "Trainer", model: "PreTrainedModel", journal: Any) -> dict
 
     seconds = max(journal.total_seconds, 1e-9)
     on_gpu = trainer.args.device.type == "cuda"
+    lines = read_lines(journal.run.train_log)
     return {
-        "loss": journal.last_loss,
+        "loss": lines[-1]["loss"] if lines else None,
         "steps": trainer.state.global_step,
-        "samples_per_second": round(journal.total_rows / seconds, 3),
-        "tokens_per_second": round(journal.total_tokens / seconds, 1),
+        "samples_per_second": round(journal.total_rows / seconds, 3) if journal.total_rows else None,
+        "tokens_per_second": round(journal.total_tokens / seconds, 1) if journal.total_rows else None,
         "peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "peak_device_bytes": torch.cuda.max_memory_allocated() if on_gpu else None,
         "model_bytes": sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()),

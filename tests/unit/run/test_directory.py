@@ -36,7 +36,10 @@ def test_what_a_run_was_begun_with_comes_back(
     monkeypatch.setattr("finelaunch.run.directory._commit", lambda: None)
     run = begun(tmp_path_factory.mktemp("run") / "r", recipe)
     assert run.stated() == {**recipe, "launch": {"device": "cpu"}}
-    assert differences(dict(flatten(run.stated())), dict(flatten({**recipe, "launch": {"device": "cpu"}})), ()) == []
+    assert differences(dict(flatten(run.stated())), dict(flatten({**recipe, "launch": {"device": "cpu"}})), ()) == (
+        [],
+        [],
+    )
 
 
 def test_a_new_run_has_its_manifest_and_its_first_event(tmp_path: Path) -> None:
@@ -124,19 +127,19 @@ def test_a_recipe_that_was_changed_is_named_with_its_line(tmp_path: Path) -> Non
 def test_differences_name_the_key_and_both_values(tmp_path: Path) -> None:
     before = {"a.b": 1, "a.c": [1], "ab": None, "d.e.f": "x"}
     after = {"a.b": 2, "a.c": [1], "d.e.f": "y", "g": 3}
-    assert differences(before, after, ()) == [("a.b", 1, 2), ("d.e.f", "x", "y"), ("g", None, 3)]
-    assert differences(before, after, ["a", "g"]) == [("d.e.f", "x", "y")]
-    assert differences(before, after, ["a.b", "d.e", "g"]) == []
-    assert differences(before, before, ()) == []
+    assert differences(before, after, ()) == ([("a.b", 1, 2), ("d.e.f", "x", "y"), ("g", None, 3)], [])
+    assert differences(before, after, ["a", "g"]) == ([("d.e.f", "x", "y")], ["a.b", "g"])
+    assert differences(before, after, ["a.b", "d.e", "g"]) == ([], ["a.b", "d.e.f", "g"])
+    assert differences(before, before, ()) == ([], [])
     with pytest.raises(BadInput, match=r"a\.b: the run was begun with 1, asked for is 2; --fresh begins anew"):
-        refuse_differences(RunDirectory(tmp_path), differences(before, after, ["g"]))
+        refuse_differences(RunDirectory(tmp_path), differences(before, after, ["g"])[0])
     refuse_differences(RunDirectory(tmp_path), [])
 
 
 @given(st.dictionaries(st.sampled_from(["a", "a.b", "ab.c", "d"]), st.integers(0, 1)), st.sampled_from(["a", "d"]))
 def test_a_change_that_is_allowed_hides_no_other(before: dict[str, int], word: str) -> None:
     after = {"a": 0, "a.b": 0, "ab.c": 0, "d": 0}
-    every, rest = differences(before, after, ()), differences(before, after, [word])
+    every, rest = differences(before, after, ())[0], differences(before, after, [word])[0]
     assert rest == [change for change in every if change[0].split(".")[0] != word]
 
 

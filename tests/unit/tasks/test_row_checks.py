@@ -93,7 +93,7 @@ def test_faults_of_questions(row: dict[str, Any], what: str) -> None:
         ({"text": "a", "label": 7}, "label: 7 is not a label; one of bad, good, or 0 to 1; correct the row"),
         ({"text": "a", "label": -1}, "label: -1 is not a label"),
         ({"text": "a", "label": "goood"}, "label: 'goood' is not a label"),
-        ({"text": "a", "label": 1.0}, "label: 1.0 is not a label"),
+        ({"text": "a", "label": 1.5}, "label: 1.5 is not a label"),
         ({"text": "a", "label": None}, "label: is missing"),
         ({"text": "a"}, "label: is missing"),
         ({"text": "\n ", "label": 1}, "text: is empty; a text; remove the row or fill it in"),
