@@ -42,7 +42,7 @@ def append_line(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def _is_cut_off(file: BinaryIO) -> bool:
-    """Return whether the file's last byte, as long as it is now, ends no line; others may be appending to it."""
+    """Return whether the last byte ends no line; where another process is just writing it, an empty line results."""
     size = os.fstat(file.fileno()).st_size
     return size > 0 and os.pread(file.fileno(), 1, size - 1) != b"\n"
 

@@ -74,7 +74,8 @@ def test_lines_of_several_processes_stay_whole(tmp_path: Path) -> None:
     for process in writers:
         process.join(60)
     found = read_lines(path)
-    assert len(path.read_bytes().splitlines()) == len(found) == 800
+    written = [line for line in path.read_bytes().split(b"\n") if line]  # between two writers an empty one may stand
+    assert len(written) == len(found) == 800
     for writer in range(4):
         assert [row["n"] for row in found if row["writer"] == writer] == list(range(200))
 
