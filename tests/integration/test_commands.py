@@ -111,6 +111,14 @@ def test_a_rank_of_several_is_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_precision_that_the_environment_changes_is_refused(tmp_path):
+    words = ["train", "imdb/smoke", "--on", "cpu", "--run-dir", tmp_path / "run", "evaluation.base=false"]
+    done = finelaunch(*words, ACCELERATE_MIXED_PRECISION="bf16")
+    assert done.returncode == 1
+    assert "in fp32, but accelerate runs" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_hub_out_of_reach_is_a_missing_requirement_that_names_what_is_missing(tmp_path):
     home = {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
     done = finelaunch("train", "imdb/distilbert", "--on", "cpu", "--run-dir", tmp_path / "run", **home)

@@ -1,6 +1,6 @@
 """A recipe as a whole; the sections live beside the code that they configure."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
@@ -10,7 +10,7 @@ from finelaunch.evaluation.section import EvaluationSection
 from finelaunch.methods import MethodSection
 from finelaunch.methods.full import FullSection
 from finelaunch.models.section import ModelSection
-from finelaunch.section.base import Section
+from finelaunch.section.base import Section, SettingError
 from finelaunch.tasks import TaskSection
 from finelaunch.training.section import ANSWERS, TrainingSection
 
@@ -32,6 +32,12 @@ class Recipe(Section):
     method: MethodSection = Field(default=FullSection(), description="how the weights are changed")
     training: TrainingSection = Field(description="a mapping with global_batch_size and learning_rate")
     evaluation: EvaluationSection = Field(default=EvaluationSection(), description="what to measure")
+
+    def faults(self) -> Iterator[SettingError]:
+        """Yield what does not fit between sections."""
+        if self.evaluation.metrics and self.task.name == "causal_lm":
+            what = "has nothing to compare for causal_lm, which is measured by the loss of each answer"
+            yield SettingError("evaluation.metrics", what, "", "leave it out")
 
 
 SPLITS = ("train", "validation", "test")

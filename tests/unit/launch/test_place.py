@@ -87,5 +87,7 @@ def test_one_gpu_is_exposed(monkeypatch: pytest.MonkeyPatch, before: str | None,
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", before or "")
     if before is None:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     expose_one_gpu()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8", "cuBLAS reads it at its first call"
     assert os.environ["CUDA_VISIBLE_DEVICES"] == after

@@ -94,6 +94,27 @@ def test_the_targets_are_the_answers_and_their_end(tokenizer: Any, name: str, ro
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
+def test_generation_stops_at_what_an_answer_ends_with(tokenizer: Any, name: str) -> None:
+    tokenizer.chat_template = TEMPLATES[name]
+    feature = task().encode([conversation("How many?", "Two cats.")], tokenizer).features[0]
+    last = int(feature["labels"][feature["labels"] != IGNORED][-1])
+    assert tokenizer.convert_ids_to_tokens(last) == ENDS[name]
+    assert set(task().stop_ids(tokenizer)) == {last, tokenizer.eos_token_id}
+
+
+def test_an_end_of_turn_that_was_only_added_as_special_counts_too(bpe: Any) -> None:
+    import copy
+
+    own = copy.deepcopy(bpe)
+    own.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
+    own.chat_template = CHATML
+    encoded = task().encode([conversation("How many?", "Two cats.")], own)
+    assert answers_in(encoded.features[0]["labels"], own) == ["Two cats.<|im_end|>"]
+    assert not encoded.notes
+    assert own.convert_tokens_to_ids("<|im_end|>") in task().stop_ids(own)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
 def test_a_prompt_is_the_beginning_of_its_training_row(
     tokenizer: Any, sample: Callable[[str], Rows], name: str
 ) -> None:
