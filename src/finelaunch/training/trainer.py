@@ -79,7 +79,7 @@ class FinelaunchTrainer(Trainer):
         """Return and log the figures on the validation split, under the names of the metric keys with the prefix."""
         figures = self.evaluator(self.model)
         numbers = {name: value for name, value in figures.items() if isinstance(value, int | float)}
-        metrics = {f"{metric_key_prefix}_{name}": float(value) for name, value in numbers.items()}
+        metrics: dict[str, float] = {f"{metric_key_prefix}_{name}": value for name, value in numbers.items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
