@@ -78,9 +78,10 @@ def validate(
     """Say everything that is wrong with a recipe, at once."""
     from finelaunch.launch.check import check
     from finelaunch.preparation import read_splits
+    from finelaunch.recipe.load import read_overrides
     from finelaunch.tasks import task_for
 
-    loaded, document = check(recipe, overrides or (), on)
+    loaded, document = check(recipe, read_overrides(overrides or ()), on)
     counts: dict[str, int] = {}
     if data:
         counts = {
@@ -117,14 +118,14 @@ def train(
     log.set_up()
     _refuse_ranks()
     given = read_overrides(overrides or ())
-    loaded, document = check(recipe, overrides or (), on)
+    loaded, document = check(recipe, given, on)
     profile_name = _profile_or_default(on)
     profile, profile_document, _ = load_profile(profile_name, given["launch"])
     run = run_directory(name, run_dir, find(recipe, "recipes"))
     place(loaded.training.global_batch_size, profile, profile_document)
     if fresh and run.exists():
         log.say(f"the old run is kept in {run.begin_anew()}")
-    log.say(f"run {run.path} on {profile_name}{'' if on else ' (chosen by the device; --on PROFILE states it)'}")
+    log.say(f"run {run.path} {_on(profile_name, on)}")
     job = Job(loaded, document, profile, profile_document, profile_name)
     metrics = train_recipe(job, run, allow_change or ())
     if as_json:
@@ -244,6 +245,11 @@ def _profile_or_default(on: str | None) -> str:
     return on or ("gpu" if cuda_is_there() else "cpu")
 
 
+def _on(profile_name: str, asked: str | None) -> str:
+    """Return what a run's first line says of its machine."""
+    return f"on {profile_name}{'' if asked else ' (chosen by the device; --on PROFILE states it)'}"
+
+
 def _machine(on: str | None) -> Any:
     """Return the settled placement of evaluation and prediction."""
     from finelaunch.launch.plan import place
@@ -254,7 +260,7 @@ def _machine(on: str | None) -> Any:
     _refuse_ranks()
     name = _profile_or_default(on)
     profile, document, _ = load_profile(name)
-    say(f"on {name}{'' if on else ' (chosen by the device; --on PROFILE states it)'}")
+    say(_on(name, on))
     return settle(place(profile.per_device_batch_size or 1, profile, document))
 
 

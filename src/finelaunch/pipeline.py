@@ -20,7 +20,7 @@ from finelaunch.recipe.load import flatten
 from finelaunch.recipe.schema import Recipe
 from finelaunch.reporting.card import model_card
 from finelaunch.run import log
-from finelaunch.run.directory import RunDirectory, Stopwatch, differences, refuse_differences
+from finelaunch.run.directory import RunDirectory, Stopwatch, differences, is_permitted, refuse_differences
 from finelaunch.run.files import write_json, write_lines, write_text
 from finelaunch.run.lock import RunLock
 from finelaunch.section.document import Document
@@ -54,10 +54,6 @@ class Job:
     profile_document: Document
     profile_name: str
 
-    def stated(self) -> dict[str, Any]:
-        """Return all values, the profile's under ``launch``."""
-        return {**self.recipe.model_dump(mode="json"), "launch": self.profile.model_dump(mode="json")}
-
 
 def train_recipe(job: Job, run: RunDirectory, allow_change: Collection[str] = ()) -> dict[str, Any]:
     """Run ``job`` in ``run``: from the beginning, or from where an unfinished run of the same job stopped.
@@ -71,19 +67,20 @@ def train_recipe(job: Job, run: RunDirectory, allow_change: Collection[str] = ()
         Stopped: Ctrl-C; the same command continues.
     """
     placement = place(job.recipe.training.global_batch_size, job.profile, job.profile_document)
+    recipe, launch = job.recipe.model_dump(mode="json"), job.profile.model_dump(mode="json")
     with RunLock(run.lock):
         if run.has_trained():
-            before, after = dict(flatten(run.stated())), dict(flatten(job.stated()))
+            before, after = dict(flatten(run.stated())), dict(flatten({**recipe, "launch": launch}))
             finished = run.finished()
             refused, permitted = differences(before, after, () if finished else allow_change)
             refuse_differences(run, refused)
             if permitted:
-                run.restate(job.recipe.model_dump(mode="json"), job.profile.model_dump(mode="json"), permitted)
+                run.restate(recipe, launch, permitted)
             if finished:
                 log.say(f"{run.path} is finished; --fresh trains anew, --name NAME beside it")
                 return json.loads(run.metrics.read_text(encoding="utf-8"))
         else:
-            run.begin(job.recipe.model_dump(mode="json"), job.profile.model_dump(mode="json"), sys.argv)
+            run.begin(recipe, launch, sys.argv)
         run.note(profile=job.profile_name)
         log.set_up(run.log)
         run.record("started")
@@ -174,7 +171,7 @@ def _stages(job: Job, run: RunDirectory, placement: Placement, allow_change: Col
 
     metrics: dict[str, Any] = {"task": recipe.task.name, "base": None}
     if recipe.evaluation.base and "test" in prepared.splits:
-        metrics["base"] = _base_figures(job, run, evaluator, model, prepared)
+        metrics["base"] = _base_figures(run, evaluator, model, prepared)
         seconds.lap("base")
 
     last: dict[str, Any] = {}
@@ -216,7 +213,7 @@ def _stages(job: Job, run: RunDirectory, placement: Placement, allow_change: Col
         "seconds": seconds.seconds,
     }
     write_json(run.metrics, metrics)
-    _write_card(job, run, metrics)
+    _write_card(run, metrics)
     run.record("finished")
     return metrics
 
@@ -240,10 +237,8 @@ def _refuse_changed_data(run: RunDirectory, prepared: "Prepared", allow_change: 
         known = {name: split for name, split in run.read_manifest().get("data", {}).items() if name in splits}
         before = {f"data.{name}.path": split.get("fingerprint") for name, split in known.items()}
         after = {f"data.{name}.path": splits[name].get("fingerprint") for name in known}
-        allowed = [word for word in allow_change if word.startswith("data")]
-        changed = {key for key in before if before[key] != after[key]}
-        refused = [key for key in changed if not any(key == word or key.startswith(f"{word}.") for word in allowed)]
-        refuse_differences(run, [(key, before[key], after[key]) for key in sorted(refused)])
+        changed = [key for key in before if before[key] != after[key] and not is_permitted(key, allow_change)]
+        refuse_differences(run, [(key, before[key], after[key]) for key in sorted(changed)])
 
 
 def _report_data(run: RunDirectory, prepared: "Prepared", elapsed: float) -> None:
@@ -263,9 +258,7 @@ def _report_data(run: RunDirectory, prepared: "Prepared", elapsed: float) -> Non
     log.say(f"data {'found in the cache' if prepared.from_cache else 'prepared'} in {elapsed:.1f} s")
 
 
-def _base_figures(
-    job: Job, run: RunDirectory, evaluator: "Evaluator", model: Any, prepared: "Prepared"
-) -> dict[str, Any]:
+def _base_figures(run: RunDirectory, evaluator: "Evaluator", model: Any, prepared: "Prepared") -> dict[str, Any]:
     """Return the figures of the untuned model on data.test, kept in the manifest for a continued run."""
     kept = run.read_manifest().get("base_figures")
     if kept is not None:
@@ -308,9 +301,9 @@ def _with_generations(
     return answered + measured.predictions[count:]
 
 
-def _write_card(job: Job, run: RunDirectory, metrics: dict[str, Any]) -> None:
+def _write_card(run: RunDirectory, metrics: dict[str, Any]) -> None:
     """Write ``model/README.md``: what it is, from what, on what, and how good."""
-    write_text(run.model / "README.md", model_card(run.path.name, job.stated(), run.read_manifest(), metrics))
+    write_text(run.model / "README.md", model_card(run.path.name, run.stated(), run.read_manifest(), metrics))
 
 
 def run_directory(name: str | None, run_dir: Path | None, recipe_file: Path) -> RunDirectory:

@@ -18,7 +18,7 @@ import pyarrow as pa
 from finelaunch.data.cache import content_key, entry, read_table, write_table
 from finelaunch.data.checks import given_ids
 from finelaunch.data.features import Features
-from finelaunch.data.section import DataSection, SplitSection
+from finelaunch.data.section import SPLITS, DataSection, SplitSection
 from finelaunch.data.sources import fingerprint, read_rows
 from finelaunch.data.splits import draw, hold_out
 from finelaunch.errors import BadInput, Problem
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 ENCODING_VERSION = 1
 """Raised whenever the same rows are encoded otherwise than before."""
-
-SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)

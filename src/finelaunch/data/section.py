@@ -51,5 +51,8 @@ class DataSection(Section):
     seed: int = Field(default=0, ge=0, lt=2**32, description="seed of max_samples and of the held-out share")
 
 
+SPLITS = ("train", "validation", "test")
+"""The names of the splits, in the order in which they are used."""
+
 REPLACED_WITH_PATH = ("subset", "split", "revision", "columns", "source", "licence", "citation")
 """The keys of a split that describe its path: another path takes none of them along."""

@@ -1,6 +1,6 @@
 """Everything that is wrong with a recipe and a profile, found without torch and said at once."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from finelaunch.launch.plan import place
 from finelaunch.launch.profile import load_profile
 from finelaunch.models.load import local_folder
 from finelaunch.preparation import given_splits
-from finelaunch.recipe.load import load_recipe, read_overrides
+from finelaunch.recipe.load import load_recipe
 from finelaunch.recipe.schema import Recipe
 from finelaunch.section.document import Document
 
@@ -18,8 +18,8 @@ ANY_MACHINE = "gpu"
 """The profile that takes every value of every key; stands in where none is named."""
 
 
-def check(name: str, words: Iterable[str], profile_name: str | None) -> tuple[Recipe, Document]:
-    """Return the recipe that ``name`` and ``key=value`` words make, after all that can be checked at once.
+def check(name: str, overrides: Mapping[str, Document], profile_name: str | None) -> tuple[Recipe, Document]:
+    """Return the recipe that ``name`` and ``overrides`` make, after all that can be checked at once.
 
     Its keys and values, the profile and the batch arithmetic, and the local paths of data, model and checkpoint.
 
@@ -39,7 +39,6 @@ def check(name: str, words: Iterable[str], profile_name: str | None) -> tuple[Re
             missing.append(error)
         return None
 
-    overrides = read_overrides(words)
     loaded = attempt(load_recipe, name, overrides["recipe"])
     profile = attempt(load_profile, profile_name or ANY_MACHINE, overrides["launch"])
     if loaded is None:

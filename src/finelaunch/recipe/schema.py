@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from finelaunch.data.section import REPLACED_WITH_PATH, DataSection
+from finelaunch.data.section import REPLACED_WITH_PATH, SPLITS, DataSection
 from finelaunch.evaluation.section import EvaluationSection
 from finelaunch.methods import MethodSection
 from finelaunch.methods.full import FullSection
@@ -39,8 +39,6 @@ class Recipe(Section):
             what = "has nothing to compare for causal_lm, which is measured by the loss of each answer"
             yield SettingError("evaluation.metrics", what, "", "leave it out")
 
-
-SPLITS = ("train", "validation", "test")
 
 REPLACED: dict[str, tuple[str, ...]] = {
     **{f"data.{split}.path": REPLACED_WITH_PATH for split in SPLITS},

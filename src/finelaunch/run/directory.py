@@ -176,19 +176,20 @@ def differences(
         BadInput: An ``allowed`` word is no key.
     """
     keys = sorted({*before, *after})
-    if unknown := [word for word in allowed if not any(_is_below(key, word) for key in keys)]:
+    if unknown := [word for word in allowed if not any(is_permitted(key, [word]) for key in keys)]:
         problems = [
             Problem("command line", "--allow-change", f"{word!r} is no key", "", _known(word, keys)) for word in unknown
         ]
         raise BadInput(problems)
     changed = [key for key in keys if before.get(key) != after.get(key)]
-    permitted = [key for key in changed if any(_is_below(key, word) for word in allowed)]
+    permitted = [key for key in changed if is_permitted(key, allowed)]
     refused = [key for key in changed if key not in permitted]
     return [(key, before.get(key), after.get(key)) for key in refused], permitted
 
 
-def _is_below(key: str, word: str) -> bool:
-    return key == word or key.startswith(f"{word}.")
+def is_permitted(key: str, allowed: Collection[str]) -> bool:
+    """Return whether the dotted ``key`` is one of the ``allowed`` words or below one."""
+    return any(key == word or key.startswith(f"{word}.") for word in allowed)
 
 
 def _known(word: str, keys: Sequence[str]) -> str:
