@@ -5,12 +5,18 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from finelaunch import __version__
 from finelaunch.errors import EXIT_FAILURE, EXIT_STOPPED, BadInput, FinelaunchError, Interrupted, Problem
+
+if TYPE_CHECKING:
+    from finelaunch.launch.request import Machine
+    from finelaunch.run.ranks import Ranks
+    from finelaunch.section.document import Document
+    from finelaunch.training.placement import Placement
 
 app = typer.Typer(
     name="finelaunch",
@@ -47,8 +53,8 @@ def recipes(
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of a recipe.")] = False,
 ) -> None:
     """List the recipes that resolve from here, or print one."""
-    from finelaunch.recipe.load import find, names, read_file
     from finelaunch.recipe.schema import recipe_json_schema
+    from finelaunch.section.lookup import find, names, read_file
 
     if schema:
         print(json.dumps(recipe_json_schema(), indent=2))
@@ -109,25 +115,32 @@ def train(
 ) -> None:
     """Fine-tune, evaluate before and after, and write a run directory; the same command continues an unfinished run."""
     from finelaunch.launch.check import check
-    from finelaunch.launch.plan import place
-    from finelaunch.launch.profile import load_profile
+    from finelaunch.launch.place import place
+    from finelaunch.launch.request import check_arithmetic
     from finelaunch.pipeline import Job, run_directory, train_recipe
-    from finelaunch.recipe.load import find, read_overrides
+    from finelaunch.recipe.load import read_overrides
     from finelaunch.run import log
+    from finelaunch.run.ranks import Ranks
+    from finelaunch.section.lookup import find
+    from finelaunch.training.placement import stop_engine
 
-    log.set_up()
-    _refuse_ranks()
+    ranks = Ranks.from_environment()
+    log.set_up(terminal=ranks.is_first)
     given = read_overrides(overrides or ())
     loaded, document = check(recipe, given, on)
-    profile_name = _profile_or_default(on)
-    profile, profile_document, _ = load_profile(profile_name, given["launch"])
-    run = run_directory(name, run_dir, find(recipe, "recipes"))
-    place(loaded.training.global_batch_size, profile, profile_document)
-    if fresh and run.exists():
+    machine = _machine(on, given["launch"], ranks)
+    run = run_directory(name, run_dir, find(recipe, "recipes"), ranks.rank)
+    placement = place(loaded.training, machine.profile, machine.document)
+    check_arithmetic(placement, os.environ, loaded.training.max_grad_norm)
+    if fresh and ranks.is_first and run.exists():
         log.say(f"the old run is kept in {run.begin_anew()}")
-    log.say(f"run {run.path} {_on(profile_name, on)}")
-    job = Job(loaded, document, profile, profile_document, profile_name)
+    log.say(f"run {run.path} on {machine.name}{f' ({machine.why}; --on PROFILE states it)' if machine.why else ''}")
+    job = Job(loaded, document, machine.profile, machine.document, machine.name, ranks)
     metrics = train_recipe(job, run, allow_change or ())
+    if ranks.is_launched:
+        stop_engine()
+    if not ranks.is_first:
+        return
     if as_json:
         print(json.dumps(metrics))
         return
@@ -147,11 +160,19 @@ def evaluate(
     from finelaunch.run import log
 
     folder = find_model(run)
-    log.set_up()
-    profile = _machine(on)
-    from finelaunch.evaluation.again import evaluate_again
+    from finelaunch.run.ranks import Ranks
 
-    figures, source = evaluate_again(folder, data, profile)
+    ranks = Ranks.from_environment()
+    log.set_up(terminal=ranks.is_first)
+    placement = _settled(on, ranks)
+    from finelaunch.evaluation.again import evaluate_again
+    from finelaunch.training.placement import stop_engine
+
+    figures, source = evaluate_again(folder, data, placement, ranks)
+    if ranks.is_launched:
+        stop_engine()
+    if not ranks.is_first:
+        return
     if as_json:
         print(json.dumps(figures))
         return
@@ -181,13 +202,19 @@ def predict(
     folder = find_model(run)
     given = {"question": question, "context": context, "text": text}
     inputs = read_inputs({key: value for key, value in given.items() if value is not None}, file)
+    from finelaunch.run.ranks import Ranks
+
+    ranks = Ranks.from_environment()
+    if ranks.world_size > 1:
+        what = f"started as one of {ranks.world_size} processes, and predict is one"
+        raise BadInput(Problem("environment", "WORLD_SIZE", what, "", "start it without torchrun or accelerate"))
     log.set_up()
-    profile = _machine(on)
+    placement = _settled(on, ranks)
     from finelaunch.evaluation.generate import Generation
     from finelaunch.evaluation.predict import predict_inputs
 
     how = Generation(max_new_tokens, temperature, top_k, top_p, seed)
-    rows = predict_inputs(folder, inputs, how, profile)
+    rows = predict_inputs(folder, inputs, how, placement)
     for row in rows:
         print(json.dumps(row, ensure_ascii=False) if as_json or file else row["prediction"] or "(no answer)")
 
@@ -227,41 +254,36 @@ def _first_comment(path: Path) -> str:
     return ""
 
 
-def _refuse_ranks() -> None:
-    """Refuse to be one of several ranks: each would train alone, on the same run directory."""
-    world_size = os.environ.get("WORLD_SIZE", "1")
-    if world_size not in ("", "1"):
-        what = f"started as one of {world_size} processes, and this version trains on one"
-        raise BadInput(
-            Problem("environment", "WORLD_SIZE", what, "", "start finelaunch without torchrun or accelerate")
-        )
-
-
-def _profile_or_default(on: str | None) -> str:
-    """Return the profile's name: the one asked for, else ``gpu`` where torch sees one, else ``cpu``."""
-    from finelaunch.training.placement import cuda_is_there, expose_one_gpu
-
-    expose_one_gpu()
-    return on or ("gpu" if cuda_is_there() else "cpu")
-
-
-def _on(profile_name: str, asked: str | None) -> str:
-    """Return what a run's first line says of its machine."""
-    return f"on {profile_name}{'' if asked else ' (chosen by the device; --on PROFILE states it)'}"
-
-
-def _machine(on: str | None) -> Any:
-    """Return the settled placement of evaluation and prediction."""
-    from finelaunch.launch.plan import place
+def _machine(on: str | None, overrides: "Document", ranks: "Ranks") -> "Machine":
+    """Return the machine that this process runs on; must come before torch is loaded."""
     from finelaunch.launch.profile import load_profile
-    from finelaunch.run.log import say
-    from finelaunch.training.placement import settle
+    from finelaunch.launch.request import choose, read_request
+    from finelaunch.training.placement import cuda_is_there, expose_gpus
 
-    _refuse_ranks()
-    name = _profile_or_default(on)
-    profile, document, _ = load_profile(name)
-    say(_on(name, on))
-    return settle(place(profile.per_device_batch_size or 1, profile, document))
+    request = read_request(os.environ, ranks)
+    if on is not None:
+        device = load_profile(on, overrides)[0].device
+        expose_gpus(device, alone=ranks.world_size == 1)
+        return choose(on, overrides, ranks, request, device)
+    expose_gpus("cuda", alone=ranks.world_size == 1)
+    machine = choose(None, overrides, ranks, request, "cuda" if cuda_is_there() else "cpu")
+    expose_gpus(machine.profile.device, alone=ranks.world_size == 1)
+    return machine
+
+
+def _settled(on: str | None, ranks: "Ranks") -> "Placement":
+    """Return the settled placement of evaluation and prediction, its process group made."""
+    from finelaunch.launch.place import on_processes
+    from finelaunch.run.log import say
+    from finelaunch.section.document import Document
+    from finelaunch.training.placement import settle, start_engine
+
+    machine = _machine(on, Document({}), ranks)
+    say(f"on {machine.name}{f' ({machine.why}; --on PROFILE states it)' if machine.why else ''}")
+    placement = on_processes(ranks.world_size, machine.profile, machine.document)
+    placement = settle(placement, ranks)
+    start_engine(placement)
+    return placement
 
 
 def _print_table(title: str, metrics: dict[str, Any]) -> None:
@@ -282,20 +304,34 @@ def _print_table(title: str, metrics: dict[str, Any]) -> None:
 
 
 def _interrupt(number: int, frame: object) -> None:
-    raise Interrupted
+    global _stopping
+    _stopping = True
+    raise Interrupted(signal.Signals(number).name)
+
+
+_stopping = False
+"""Whether a signal has asked for the end: what a rank meets after it comes from its peers, which end as well."""
 
 
 def main() -> None:
     """Run the command line; every end that a user can act on is one message and an exit code."""
-    signal.signal(signal.SIGINT, _interrupt)
+    from finelaunch.run.log import complain
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
         app(standalone_mode=True)
     except FinelaunchError as error:
-        print(error, file=sys.stderr)
+        complain(str(error))
         sys.exit(error.exit_code)
     except Interrupted:
-        print("stopped", file=sys.stderr)
+        complain("stopped")
         sys.exit(EXIT_STOPPED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_FAILURE)
+    except Exception:
+        if not _stopping:
+            raise
+        complain("stopped")
+        sys.exit(EXIT_STOPPED)

@@ -8,13 +8,13 @@ import json
 import shutil
 import sys
 from collections.abc import Collection
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finelaunch.errors import BadInput, FinelaunchError, Interrupted, Problem, Stopped
-from finelaunch.launch.plan import place
+from finelaunch.launch.place import place
 from finelaunch.launch.profile import Profile
 from finelaunch.recipe.load import flatten
 from finelaunch.recipe.schema import Recipe
@@ -23,9 +23,10 @@ from finelaunch.run import log
 from finelaunch.run.directory import RunDirectory, Stopwatch, differences, is_permitted, refuse_differences
 from finelaunch.run.files import write_json, write_lines, write_text
 from finelaunch.run.lock import RunLock
+from finelaunch.run.ranks import ALONE, Gate, Ranks
 from finelaunch.section.document import Document
 from finelaunch.tasks import task_for
-from finelaunch.training.placement import Placement, move, settle
+from finelaunch.training.placement import Placement, move, settle, start_engine
 
 if TYPE_CHECKING:
     from finelaunch.evaluation.evaluate import Evaluator
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 
 NO_SPACE_BYTES = 1 << 20
+FINISHED = "finished"
+"""The first rank's word to the others where there is nothing left to do."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,10 @@ class Job:
     Args:
         recipe: The recipe.
         document: The document behind it, for origins.
-        profile: The launch profile.
+        profile: The launch profile, with a number of processes.
         profile_document: The document behind that.
         profile_name: What the profile is called.
+        ranks: This process among all that run the job.
     """
 
     recipe: Recipe
@@ -53,20 +57,26 @@ class Job:
     profile: Profile
     profile_document: Document
     profile_name: str
+    ranks: Ranks = ALONE
 
 
 def train_recipe(job: Job, run: RunDirectory, allow_change: Collection[str] = ()) -> dict[str, Any]:
     """Run ``job`` in ``run``: from the beginning, or from where an unfinished run of the same job stopped.
 
+    Every rank calls it. The first one holds the run directory, prepares the data and writes; the others wait for it.
+
     Returns:
-        The content of ``metrics.json``.
+        The content of ``metrics.json``; empty on the other ranks.
 
     Raises:
         BadInput: The recipe, the data, or a run that was begun otherwise; nothing is changed.
         RequirementMissing: A device, a package or something of the hub is missing.
         Stopped: Ctrl-C; the same command continues.
     """
-    placement = place(job.recipe.training.global_batch_size, job.profile, job.profile_document)
+    placement = place(job.recipe.training, job.profile, job.profile_document)
+    gate = Gate(job.ranks, placement.collective_timeout_seconds)
+    if not job.ranks.is_first:
+        return _follow(job, run, placement, gate)
     recipe, launch = job.recipe.model_dump(mode="json"), job.profile.model_dump(mode="json")
     with RunLock(run.lock):
         if run.has_trained():
@@ -77,6 +87,8 @@ def train_recipe(job: Job, run: RunDirectory, allow_change: Collection[str] = ()
             if permitted:
                 run.restate(recipe, launch, permitted)
             if finished:
+                gate.meet()
+                gate.open(FINISHED)
                 log.say(f"{run.path} is finished; --fresh trains anew, --name NAME beside it")
                 return json.loads(run.metrics.read_text(encoding="utf-8"))
         else:
@@ -85,9 +97,10 @@ def train_recipe(job: Job, run: RunDirectory, allow_change: Collection[str] = ()
         log.set_up(run.log)
         run.record("started")
         try:
-            return _stages(job, run, placement, allow_change)
-        except (Interrupted, KeyboardInterrupt):
-            run.record("stopped", signal="SIGINT")
+            gate.meet()
+            return _stages(job, run, placement, gate, allow_change)
+        except (Interrupted, KeyboardInterrupt) as stop:
+            run.record("stopped", signal=str(stop) or "SIGINT")
             how = "begins again (training.resume: never)" if job.recipe.training.resume == "never" else "continues"
             raise Stopped(f"stopped; the same command {how} in {run.path}, from its newest checkpoint if any") from None
         except BaseException as error:
@@ -96,6 +109,23 @@ def train_recipe(job: Job, run: RunDirectory, allow_change: Collection[str] = ()
             _name_full_disk(error, run)
             _name_full_memory(error, placement)
             raise
+
+
+def _follow(job: Job, run: RunDirectory, placement: Placement, gate: Gate) -> dict[str, Any]:
+    """Run ``job`` on a rank that is not the first."""
+    log.quiet_libraries()  # loads what it needs while the first rank prepares
+    gate.meet()
+    if gate.wait() == FINISHED:
+        return {}
+    log.set_up(run.log, terminal=False)
+    log.capture(run.log)
+    try:
+        return _stages(job, run, placement, gate, ())
+    except (Interrupted, KeyboardInterrupt):
+        raise Stopped("stopped") from None
+    except BaseException as error:
+        _name_full_memory(error, placement)
+        raise
 
 
 def _name_full_disk(error: BaseException, run: RunDirectory) -> None:
@@ -129,8 +159,10 @@ def _name_full_memory(error: BaseException, placement: Placement) -> None:
         ) from None
 
 
-def _stages(job: Job, run: RunDirectory, placement: Placement, allow_change: Collection[str]) -> dict[str, Any]:
-    """Go through the stages of a run."""
+def _stages(
+    job: Job, run: RunDirectory, placement: Placement, gate: Gate, allow_change: Collection[str]
+) -> dict[str, Any]:
+    """Go through the stages of a run, on every rank."""
     log.quiet_libraries()
     from finelaunch.evaluation.evaluate import Evaluator
     from finelaunch.evaluation.finished import save_model
@@ -138,43 +170,53 @@ def _stages(job: Job, run: RunDirectory, placement: Placement, allow_change: Col
     from finelaunch.methods import method_for
     from finelaunch.models.load import load_model
     from finelaunch.preparation import prepare
+    from finelaunch.training.arguments import built_whole, training_arguments
     from finelaunch.training.train import train
 
-    recipe, seconds = job.recipe, Stopwatch()
+    recipe, ranks, seconds = job.recipe, job.ranks, Stopwatch()
     require_metrics(recipe.evaluation.metrics)
     task = task_for(recipe.task)
     task_values = recipe.task.model_dump(mode="json")
 
     prepared = prepare(recipe.data, recipe.model, task, task_values, job.document)
-    _refuse_changed_data(run, prepared, allow_change)
-    _report_data(run, prepared, seconds.lap("prepare"))
+    if run.writes:
+        _refuse_changed_data(run, prepared, allow_change)
+        _report_data(run, prepared, seconds.lap("prepare"))
+    gate.open()
 
-    placement = settle(placement)
-    loaded = load_model(
-        recipe.model,
-        task.auto_class,
-        task.model_config(prepared.facts),
-        prepared.tokenizer,
-        recipe.task.max_length,
-        recipe.training.seed,
-    )
+    placement = settle(placement, ranks)
+    start_engine(placement)
+    arguments = training_arguments(recipe.training, placement, run.checkpoints)  # before the model: ZeRO-3 cuts it
+    with built_whole(arguments) if recipe.model.init == "scratch" else nullcontext():
+        loaded = load_model(
+            recipe.model,
+            task.auto_class,
+            task.model_config(prepared.facts),
+            prepared.tokenizer,
+            recipe.task.max_length,
+            recipe.training.seed,
+        )
     base = {"name": recipe.model.name_or_path, "init": recipe.model.init, "fingerprint": loaded.fingerprint}
     unused = {"newly_initialised": list(loaded.newly_initialised), "unused": list(loaded.unused)}
     run.note(model={**base, **({} if recipe.model.init == "scratch" else unused)})
     task.prepare(loaded.model)
     model = method_for(recipe.method).apply(loaded.model)
-    move(model, placement.device)
     evaluator = Evaluator(
-        task, prepared.tokenizer, prepared.facts, placement.per_device_eval_batch_size, placement.precision
+        task, prepared.tokenizer, prepared.facts, placement.per_device_eval_batch_size, placement.precision, ranks
     )
     seconds.lap("load")
 
-    metrics: dict[str, Any] = {"task": recipe.task.name, "base": None}
-    if recipe.evaluation.base and "test" in prepared.splits:
-        metrics["base"] = _base_figures(run, evaluator, model, prepared)
+    last: dict[str, Any] = {"base": run.read_manifest().get("base_figures")}
+
+    def on_untrained(model: Any) -> None:
+        last["base"] = _base_figures(evaluator, model, prepared)
+        run.note(base_figures=last["base"])
         seconds.lap("base")
 
-    last: dict[str, Any] = {}
+    wants_base = recipe.evaluation.base and "test" in prepared.splits and last["base"] is None
+    if wants_base and not placement.engine.shards_weights:
+        move(model, placement)
+        on_untrained(model)
 
     def on_validation(trained: Any) -> dict[str, Any]:
         last["measured"] = measure_split(evaluator, trained, prepared, "validation")
@@ -182,31 +224,42 @@ def _stages(job: Job, run: RunDirectory, placement: Placement, allow_change: Col
 
     trained = train(
         recipe.training,
+        arguments,
         placement,
+        ranks,
         task,
         model,
         prepared.tokenizer,
         prepared.splits["train"].features,
         on_validation,
+        on_untrained if wants_base and placement.engine.shards_weights else None,
         run,
     )
     seconds.lap("train")
 
+    tuned = trained.measured
     if trained.evaluated_step != trained.figures["steps"]:
-        on_validation(trained.model)
+        on_validation(tuned)
     validation = last["measured"]
     threshold = validation.metrics.get("threshold")
-    save_model(run, trained.model, prepared.tokenizer, task_values, prepared.facts, base, threshold)
+    if run.writes:
+        save_model(
+            run, trained.model, trained.weights, prepared.tokenizer, task_values, prepared.facts, base, threshold
+        )
     measured = validation
     if "test" in prepared.splits:
-        measured = measure_split(evaluator, trained.model, prepared, "test", threshold)
+        measured = measure_split(evaluator, tuned, prepared, "test", threshold)
     further = _further(recipe, measured)
     predictions = _with_generations(recipe, task, trained.model, prepared, measured)
     seconds.lap("evaluate")
+    if not run.writes:
+        return {}
 
-    _warn_if_worse(run, metrics["base"], measured.metrics)
+    _warn_if_worse(run, last["base"], measured.metrics)
     write_lines(run.predictions, predictions)
-    metrics |= {
+    metrics = {
+        "task": recipe.task.name,
+        "base": last["base"],
         "validation": validation.metrics,
         "eval": {**measured.metrics, **further} if "test" in prepared.splits else None,
         "train": trained.figures,
@@ -258,15 +311,10 @@ def _report_data(run: RunDirectory, prepared: "Prepared", elapsed: float) -> Non
     log.say(f"data {'found in the cache' if prepared.from_cache else 'prepared'} in {elapsed:.1f} s")
 
 
-def _base_figures(run: RunDirectory, evaluator: "Evaluator", model: Any, prepared: "Prepared") -> dict[str, Any]:
-    """Return the figures of the untuned model on data.test, kept in the manifest for a continued run."""
-    kept = run.read_manifest().get("base_figures")
-    if kept is not None:
-        return kept
+def _base_figures(evaluator: "Evaluator", model: Any, prepared: "Prepared") -> dict[str, Any]:
+    """Return the figures of the untuned model on data.test."""
     threshold = measure_split(evaluator, model, prepared, "validation").metrics.get("threshold")
-    figures = measure_split(evaluator, model, prepared, "test", threshold).metrics
-    run.note(base_figures=figures)
-    return figures
+    return measure_split(evaluator, model, prepared, "test", threshold).metrics
 
 
 def _warn_if_worse(run: RunDirectory, base: dict[str, Any] | None, tuned: dict[str, Any]) -> None:
@@ -306,7 +354,7 @@ def _write_card(run: RunDirectory, metrics: dict[str, Any]) -> None:
     write_text(run.model / "README.md", model_card(run.path.name, run.stated(), run.read_manifest(), metrics))
 
 
-def run_directory(name: str | None, run_dir: Path | None, recipe_file: Path) -> RunDirectory:
+def run_directory(name: str | None, run_dir: Path | None, recipe_file: Path, rank: int = 0) -> RunDirectory:
     """Return the run directory: ``run_dir``, else ``runs/NAME``, by default ``runs/<folder>-<stem>`` of the recipe.
 
     Raises:
@@ -319,6 +367,6 @@ def run_directory(name: str | None, run_dir: Path | None, recipe_file: Path) -> 
             Problem("command line", "--name", f"{name!r} is no name of a folder", "", "or use --run-dir DIR")
         )
     if run_dir is not None:
-        return RunDirectory(run_dir)
+        return RunDirectory(run_dir, rank)
     folder = recipe_file.resolve().parent.name
-    return RunDirectory(Path("runs", name or f"{folder}-{recipe_file.stem}"))
+    return RunDirectory(Path("runs", name or f"{folder}-{recipe_file.stem}"), rank)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from finelaunch.data.cache import content_key, entry, read_table, write_table
+from finelaunch.data.cache import cached, content_key, entry, read_table, write_table
 from finelaunch.data.checks import given_ids
 from finelaunch.data.features import Features
 from finelaunch.data.section import SPLITS, DataSection, SplitSection
@@ -185,23 +185,10 @@ def prepare(
         RequirementMissing: Something is to come from a hub that is out of reach.
     """
     try:
-        prints = {
-            name: fingerprint(split, name, document.origin(("data", name, "path")))
-            for name, split in given_splits(data).items()
-        }
+        prints = _fingerprints(data, document)
     except BadInput:
         read_splits(data, task, document)  # raises too, with all that is wrong instead of the first
         raise
-    parts = {
-        "version": ENCODING_VERSION,
-        "tokenizers": version("tokenizers"),
-        "transformers": version("transformers"),
-        "data": data.model_dump(),
-        "task": dict(task_values),
-        "tokenizer": tokenizer_hash(model),
-        "files": prints,
-    }
-
     tokenizer: PreTrainedTokenizerBase | None = None
 
     def write(folder: Path) -> None:
@@ -221,7 +208,7 @@ def prepare(
             folder / "report.json", {"splits": read.report, "facts": read.facts, "warnings": _warnings(read.report)}
         )
 
-    folder, from_cache = entry("prepared", content_key(parts), write)
+    folder, from_cache = entry("prepared", _key(data, model, task_values, prints), write)
     kept = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     splits = {
         name: Split(name, Features(read_table(folder / f"{name}.features.arrow")), folder)
@@ -230,6 +217,39 @@ def prepare(
     }
     tokenizer = tokenizer or load_tokenizer(model, folder / "tokenizer" if model.tokenizer else None)
     return Prepared(splits, kept["facts"], tokenizer, kept, from_cache)
+
+
+def cached_report(
+    data: DataSection, model: ModelSection, task_values: Mapping[str, Any], document: Document
+) -> dict[str, Any] | None:
+    """Return what is known of the prepared data, where it is prepared already; no torch.
+
+    Raises:
+        BadInput: Something is wrong with the data or the tokenizer.
+        RequirementMissing: Something is to come from a hub that is out of reach.
+    """
+    report = cached("prepared", _key(data, model, task_values, _fingerprints(data, document))) / "report.json"
+    return json.loads(report.read_text(encoding="utf-8")) if report.exists() else None
+
+
+def _fingerprints(data: DataSection, document: Document) -> dict[str, str]:
+    """Return the hash of the files of each split."""
+    splits = given_splits(data).items()
+    return {name: fingerprint(split, name, document.origin(("data", name, "path"))) for name, split in splits}
+
+
+def _key(data: DataSection, model: ModelSection, task_values: Mapping[str, Any], prints: Mapping[str, str]) -> str:
+    """Return the key of the cache: all that the encoded rows depend on."""
+    parts = {
+        "version": ENCODING_VERSION,
+        "tokenizers": version("tokenizers"),
+        "transformers": version("transformers"),
+        "data": data.model_dump(),
+        "task": dict(task_values),
+        "tokenizer": tokenizer_hash(model),
+        "files": dict(prints),
+    }
+    return content_key(parts)
 
 
 def _texts(example: Example) -> list[str]:

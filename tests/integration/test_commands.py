@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from finelaunch.recipe.load import names, shipped
+from finelaunch.section.lookup import names, shipped
 
 pytestmark = pytest.mark.integration
 
@@ -104,19 +104,11 @@ def test_bad_input_is_one_message_and_exit_code_2(tmp_path):
         assert "Traceback" not in done.stderr, (words, done.stderr)
 
 
-def test_a_rank_of_several_is_refused(tmp_path):
+def test_a_rank_of_several_that_no_launcher_started_is_refused(tmp_path):
     done = finelaunch("train", "imdb/smoke", "--run-dir", tmp_path / "run", WORLD_SIZE="2", RANK="0")
     assert done.returncode == 2
-    assert "WORLD_SIZE" in done.stderr
+    assert "environment: LOCAL_RANK: is missing" in done.stderr
     assert not (tmp_path / "run").exists()
-
-
-def test_a_precision_that_the_environment_changes_is_refused(tmp_path):
-    words = ["train", "imdb/smoke", "--on", "cpu", "--run-dir", tmp_path / "run", "evaluation.base=false"]
-    done = finelaunch(*words, ACCELERATE_MIXED_PRECISION="bf16")
-    assert done.returncode == 1
-    assert "in fp32, but accelerate runs" in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 def test_a_hub_out_of_reach_is_a_missing_requirement_that_names_what_is_missing(tmp_path):

@@ -15,6 +15,7 @@ ORDER = (
     {"models"},
     {"tasks"},
     {"methods"},
+    {"engines"},
     {"preparation"},
     {"training"},
     {"evaluation"},

@@ -35,6 +35,11 @@ def content_key(parts: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
 
+def cached(kind: str, key: str) -> Path:
+    """Return the folder of ``key``, which exists where the entry is there."""
+    return cache_root() / kind / key[:32]
+
+
 def entry(kind: str, key: str, write: Callable[[Path], None]) -> tuple[Path, bool]:
     """Return the folder of ``key``, written by ``write`` where it is not there yet, and whether it was there.
 
@@ -46,7 +51,7 @@ def entry(kind: str, key: str, write: Callable[[Path], None]) -> tuple[Path, boo
     Raises:
         RequirementMissing: The cache cannot be written.
     """
-    folder = cache_root() / kind / key[:32]
+    folder = cached(kind, key)
     if folder.is_dir():
         return folder, True
     draft = folder.with_name(f".{key[:8]}-{uuid.uuid4().hex}")

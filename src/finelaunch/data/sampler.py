@@ -55,6 +55,7 @@ class GlobalBatchSampler:
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
+        self.num_steps: int | None = None
 
     @property
     def num_global_batches(self) -> int:
@@ -78,9 +79,17 @@ class GlobalBatchSampler:
         """Choose the epoch that the next iteration goes through."""
         self.epoch = epoch
 
+    def end_after(self, num_steps: int) -> None:
+        """Yield nothing after ``num_steps`` global batches of all epochs, so that a run that has done them does none.
+
+        The length stays that of an epoch.
+        """
+        self.num_steps = num_steps
+
     def __iter__(self) -> Iterator[list[int]]:
         """Yield the micro-batches of this rank."""
-        for batch in self.global_batches(self.epoch):
+        left = None if self.num_steps is None else max(0, self.num_steps - self.epoch * self.num_global_batches)
+        for batch in self.global_batches(self.epoch)[:left]:
             for micro in self.micro_batches(batch):
                 yield micro[self.rank :: self.world_size].tolist()
 

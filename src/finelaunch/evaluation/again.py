@@ -10,6 +10,7 @@ from finelaunch.data.splits import draw
 from finelaunch.errors import BadInput, Problem
 from finelaunch.evaluation.finished import load_finished
 from finelaunch.run.log import quiet_libraries, say, warn
+from finelaunch.run.ranks import ALONE, Ranks
 from finelaunch.section.base import Section, build
 from finelaunch.section.document import Document, read_document
 from finelaunch.training.placement import Placement, move
@@ -21,13 +22,16 @@ class _Data(Section):
     data: DataSection
 
 
-def evaluate_again(folder: Path, file: Path | None, placement: Placement) -> tuple[dict[str, Any], str]:
+def evaluate_again(
+    folder: Path, file: Path | None, placement: Placement, ranks: Ranks = ALONE
+) -> tuple[dict[str, Any], str]:
     """Return the figures of the model in ``folder`` and the name of what they were measured on.
 
     Args:
         folder: The model folder of a run.
         file: Rows to measure on; None: the run's data.test, or its data.validation where it named one.
         placement: A settled placement.
+        ranks: This process among those that measure together; all of them call this.
 
     Raises:
         BadInput: The data is not here; ``--data`` names it.
@@ -48,8 +52,8 @@ def evaluate_again(folder: Path, file: Path | None, placement: Placement) -> tup
     for note in (*rows.dropped, *encoded.notes):
         warn(note)
     say(f"{len(examples):,} examples from {rows.origin}")
-    move(finished.model, placement.device)
-    evaluator = finished.evaluator(placement.per_device_eval_batch_size, placement.precision)
+    move(finished.model, placement)
+    evaluator = finished.evaluator(placement.per_device_eval_batch_size, placement.precision, ranks)
     measured = evaluator.measure(finished.model, examples, encoded.features, finished.threshold)
     return {"task": finished.task_name, **measured.metrics}, rows.origin
 

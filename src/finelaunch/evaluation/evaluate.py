@@ -9,6 +9,7 @@ import numpy as np
 
 from finelaunch.data.features import Features
 from finelaunch.errors import FinelaunchError
+from finelaunch.run.ranks import ALONE, Ranks, gather
 from finelaunch.tasks.base import IGNORED, Example, Measured, Task
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ class Evaluator:
         tokenizer: Its tokenizer, for padding.
         facts: What the training rows settled.
         batch_size: Rows of a forward pass.
-        precision: ``fp32``, ``bf16`` or ``fp16``: what a forward pass computes in.
+        precision: ``fp32``, ``tf32``, ``bf16`` or ``fp16``: what a forward pass computes in.
+        ranks: This process among those that measure together.
     """
 
     task: Task
@@ -33,6 +35,7 @@ class Evaluator:
     facts: Mapping[str, Any]
     batch_size: int = 32
     precision: str = "fp32"
+    ranks: Ranks = ALONE
 
     def measure(
         self,
@@ -67,20 +70,18 @@ class Evaluator:
         """Return the task's results of every feature in order, with ``loss_sum`` (float64) and ``num_targets`` (int64).
 
         Rows go through the model from the longest to the shortest, so that batches are hardly padded and a batch that
-        does not fit into memory is met first.
+        does not fit into memory is met first. Of several ranks each measures every W-th row, all of them make equally
+        many forward passes, and each has the whole result.
         """
         import torch
 
-        order = np.argsort(-features.lengths, kind="stable")
-        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
-        found: dict[str, np.ndarray] = {}
-        with torch.inference_mode(), _measuring(model), self._autocast(model.device):
-            for ids in batches:
-                for name, values in self._batch(model, features, ids).items():
-                    if name not in found:
-                        found[name] = np.zeros((len(features), *values.shape[1:]), values.dtype)
-                    found[name][ids] = values
-        return found
+        own = rows_of_rank(features.lengths, self.ranks)
+        batches = [own[start : start + self.batch_size] for start in range(0, len(own), self.batch_size)]
+        found: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []
+        # Not inference_mode: under ZeRO-3 weights are gathered into tensors that training goes on with.
+        with torch.no_grad(), _measuring(model), self._autocast(model.device):
+            found = [(ids, self._batch(model, features, ids)) for ids in batches]
+        return merged([part for parts in gather(found) for part in parts], len(features))
 
     def _batch(self, model: "PreTrainedModel", features: Features, ids: np.ndarray) -> dict[str, np.ndarray]:
         batch = self.task.collate([features[index] for index in ids], self.tokenizer)
@@ -97,9 +98,42 @@ class Evaluator:
     def _autocast(self, device: "torch.device") -> Any:
         import torch
 
-        if self.precision == "fp32":
+        if self.precision in ("fp32", "tf32"):
             return nullcontext()
         return torch.autocast(device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[self.precision])
+
+
+def rows_of_rank(lengths: np.ndarray, ranks: Ranks) -> np.ndarray:
+    """Return the rows that a rank measures, longest first, int64; every rank has the same number.
+
+    Where the rows do not divide, some are measured twice, and counted once by :func:`merged`.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    missing = -len(order) % ranks.world_size
+    return np.concatenate([order, np.resize(order, missing)])[ranks.rank :: ranks.world_size]
+
+
+def merged(parts: list[tuple[np.ndarray, dict[str, np.ndarray]]], num_rows: int) -> dict[str, np.ndarray]:
+    """Return the results of all rows in order from those of batches.
+
+    Args:
+        parts: Of each batch its rows and its results ``[batch, …]``.
+        num_rows: Rows in all.
+
+    Raises:
+        FinelaunchError: A row is missing.
+    """
+    seen = np.zeros(num_rows, dtype=bool)
+    whole: dict[str, np.ndarray] = {}
+    for ids, results in parts:
+        seen[ids] = True
+        for name, values in results.items():
+            if name not in whole:
+                whole[name] = np.zeros((num_rows, *values.shape[1:]), values.dtype)
+            whole[name][ids] = values
+    if not seen.all():
+        raise FinelaunchError(f"evaluation: {int((~seen).sum())} of {num_rows} rows were measured by no rank")
+    return whole
 
 
 @contextmanager

@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finelaunch.errors import BadInput, Problem
+from finelaunch.errors import BadInput, FinelaunchError, Problem
 from finelaunch.evaluation.evaluate import Evaluator
 from finelaunch.models.load import load_model, load_tokenizer
 from finelaunch.models.section import ModelSection
 from finelaunch.run.directory import RunDirectory
 from finelaunch.run.files import write_json
+from finelaunch.run.ranks import ALONE, Ranks
 from finelaunch.section.base import Section, build
 from finelaunch.section.document import Document
 from finelaunch.tasks import TaskSection, task_for
@@ -47,26 +48,76 @@ class FinishedModel:
     facts: dict[str, Any]
     threshold: float | None
 
-    def evaluator(self, batch_size: int, precision: str) -> Evaluator:
+    def evaluator(self, batch_size: int, precision: str, ranks: Ranks = ALONE) -> Evaluator:
         """Return what measures this model."""
-        return Evaluator(self.task, self.tokenizer, self.facts, batch_size, precision)
+        return Evaluator(self.task, self.tokenizer, self.facts, batch_size, precision, ranks)
 
 
 def save_model(
     run: RunDirectory,
     model: "PreTrainedModel",
+    weights: Mapping[str, Any] | None,
     tokenizer: "PreTrainedTokenizerBase",
     task_values: Mapping[str, Any],
     facts: Mapping[str, Any],
     base: Mapping[str, Any],
     threshold: float | None,
 ) -> None:
-    """Write ``model/``: weights as safetensors, tokenizer, and ``finelaunch.json`` last, which makes it complete."""
+    """Write ``model/``: weights as safetensors, tokenizer, and ``finelaunch.json`` last, which makes it complete.
+
+    Args:
+        run: The run directory.
+        model: The model; its parameters may be empty where an engine keeps them in parts.
+        weights: All of its weights, whole.
+        tokenizer: Its tokenizer.
+        task_values: The task section.
+        facts: What the training rows settled.
+        base: What was tuned.
+        threshold: The threshold that was chosen.
+
+    Raises:
+        FinelaunchError: A tensor is missing or empty in what was written.
+    """
     run.model_facts.unlink(missing_ok=True)
-    model.save_pretrained(run.model)
+    # Under the names of the model itself: the names of the checkpoint it came from depend on how that was loaded.
+    whole = None if weights is None else dict(weights)
+    model.save_pretrained(run.model, state_dict=whole, save_original_format=False)
+    check_weights(run.model, {name: whole_shape(parameter) for name, parameter in model.named_parameters()})
     tokenizer.save_pretrained(run.model)
     content = {"task": dict(task_values), "facts": dict(facts), "threshold": threshold, "base": dict(base)}
     write_json(run.model_facts, content)
+
+
+def whole_shape(parameter: Any) -> tuple[int, ...]:
+    """Return the shape of a whole parameter; ZeRO-3 leaves an empty one in its place and keeps the shape."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def check_weights(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse a saved model in which a tensor of ``shapes`` is missing, empty or of another shape.
+
+    Raises:
+        FinelaunchError: One is.
+    """
+    from safetensors import safe_open
+
+    saved: dict[str, tuple[int, ...]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="numpy") as file:
+            saved |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    faults = [
+        f"{name} is {_found(saved.get(name))}, not {shape}"
+        for name, shape in shapes.items()
+        if saved.get(name) != shape
+    ]
+    faults += [f"{name} is empty" for name, shape in saved.items() if 0 in shape and name not in shapes]
+    if faults:
+        more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
+        raise FinelaunchError(f"{folder}: the saved weights are not whole: {faults[0]}{more}; the checkpoints are kept")
+
+
+def _found(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else "empty" if 0 in shape else str(shape)
 
 
 def find_model(name: str) -> Path:

@@ -63,7 +63,7 @@ def predict_inputs(
     if problems:
         raise BadInput(problems)
     model = finished.model
-    move(model, placement.device)
+    move(model, placement)
     if isinstance(finished.task, CausalLM):
         prompts = [finished.task.prompt_ids(example["messages"], finished.tokenizer) for example in examples]
         answers = generate(

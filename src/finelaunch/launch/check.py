@@ -6,7 +6,7 @@ from typing import Any
 
 from finelaunch.data.sources import HUB_PREFIX, resolve
 from finelaunch.errors import BadInput, Problem, RequirementMissing
-from finelaunch.launch.plan import place
+from finelaunch.launch.place import check_place
 from finelaunch.launch.profile import load_profile
 from finelaunch.models.load import local_folder
 from finelaunch.preparation import given_splits
@@ -45,7 +45,7 @@ def check(name: str, overrides: Mapping[str, Document], profile_name: str | None
         raise BadInput(problems)
     recipe, document = loaded
     if profile is not None:
-        attempt(place, recipe.training.global_batch_size, profile[0], profile[1])
+        attempt(check_place, recipe.training, profile[0], profile[1])
     for split_name, split in given_splits(recipe.data).items():
         if not split.path.startswith(HUB_PREFIX):
             attempt(resolve, split.path, f"data.{split_name}.path", document.origin(("data", split_name, "path")))

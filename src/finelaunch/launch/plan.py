@@ -1,45 +1,268 @@
-"""The arithmetic of a run: what recipe and profile come to on this machine."""
+"""What ``launch`` does, as a value: computed without torch, without a GPU, the same on every machine.
 
-from collections.abc import Iterable
+What only the moment of starting knows stays symbolic: ``<python>``, ``<port>``, ``<run>``, ``<rank>``, ``<cores>``.
+What cannot be known yet is said to be unknown, with what makes it known. Numbers of bytes are advice: they come from
+written formulas (``estimate.py``) and change nothing.
+"""
 
-from finelaunch.errors import BadInput, Problem
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from finelaunch.engines import Engine
+from finelaunch.errors import FinelaunchError
+from finelaunch.launch.estimate import advice, byte_text, estimate_memory, forecast_traffic
+from finelaunch.launch.place import check_place, place
 from finelaunch.launch.profile import Profile
+from finelaunch.models.size import ModelSize, model_size
+from finelaunch.preparation import cached_report
+from finelaunch.recipe.schema import Recipe
 from finelaunch.section.document import Document
-from finelaunch.training.placement import Placement
+from finelaunch.training.placement import Placement, batch_arithmetic
+
+PYTHON, PORT, RUN, RANK, THREADS = "<python>", "<port>", "<run>", "<rank>", "<cores / processes>"
+LATER = "unknown until launch.num_processes_per_node is a number"
+REDUCE_BUCKET = 500_000_000
+"""Elements of DeepSpeed's default bucket; on a CPU only what is used of it takes memory."""
 
 
-def place(global_batch_size: int, profile: Profile, document: Document) -> Placement:
-    """Return how the global batch is cut on the one process of ``profile``.
+@dataclass(frozen=True)
+class LaunchPlan:
+    """Everything that a launch would do.
 
     Args:
-        global_batch_size: Rows an optimizer step.
-        profile: The machine.
-        document: The profile's document, for the origin of its keys.
+        recipe: The recipe's name.
+        profile: The profile's name.
+        target: Who starts the processes.
+        num_nodes: Machines.
+        num_processes: All processes; None while unknown.
+        device: ``cpu`` or ``cuda``.
+        precision: As the profile has it.
+        engine: Its name, what is offloaded, the backend, and what the Trainer is given for it.
+        argv: The command of each process.
+        environment: What each process finds set beside the caller's environment.
+        by_hand: The same started by hand.
+        batch: The cut of the global batch; the numbers are None while unknown.
+        steps: Optimizer steps of an epoch and in all; None with the reason while unknown.
+        memory: Bytes a device, by what they hold; None with the reason while unknown.
+        traffic: Bytes a rank sends each optimizer step; None while unknown.
+        advice: What may go better; never acted upon.
+    """
+
+    recipe: str
+    profile: str
+    target: str
+    num_nodes: int
+    num_processes: int | None
+    device: str
+    precision: str
+    engine: dict[str, Any]
+    argv: tuple[str, ...]
+    environment: dict[str, str]
+    by_hand: str
+    batch: dict[str, Any]
+    steps: dict[str, Any]
+    memory: dict[str, Any]
+    traffic: dict[str, Any]
+    advice: tuple[str, ...]
+
+    def as_json(self) -> str:
+        """Return the plan as one JSON object."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False)
+
+    def as_text(self) -> str:
+        """Return the plan for a reader."""
+        count = f"{_plural(self.num_processes, 'process')}" if self.num_processes else "a process for each visible GPU"
+        lines = [
+            f"{self.recipe} on {self.profile}: {count}, engine {self.engine['name']}, {self.device}, {self.precision}",
+            _line("each process", " ".join(self.argv)),
+            *[_line("environment", f"{name}={value}") for name, value in self.environment.items()],
+            _line("by hand", self.by_hand),
+        ]
+        if self.engine["backend"] is not None:
+            lines.append(_line("collectives", self.engine["backend"]))
+        lines += [
+            _line(name, json.dumps(self.engine[key]))
+            for name, key in (("DeepSpeed", "deepspeed"), ("FSDP", "fsdp"))
+            if self.engine[key] is not None
+        ]
+        lines += [_line("batch", self.batch["arithmetic"]), _line("steps", self.steps["text"])]
+        lines += [_line("memory", self.memory["text"]), _line("sends", self.traffic["text"])]
+        lines += [_line("advice", text) for text in self.advice]
+        return "\n".join(lines)
+
+
+def make_plan(
+    recipe_name: str,
+    words: Sequence[str],
+    recipe: Recipe,
+    document: Document,
+    profile_name: str,
+    profile: Profile,
+    profile_document: Document,
+    options: Sequence[str] = (),
+) -> LaunchPlan:
+    """Return the plan of a recipe on a profile.
+
+    Args:
+        recipe_name: As it was typed.
+        words: The ``key=value`` words of the command line.
+        recipe: What they make.
+        document: Behind it.
+        profile_name: As it was typed.
+        profile: What that makes.
+        profile_document: Behind it.
+        options: Further options of ``train`` to hand on.
 
     Raises:
-        BadInput: The global batch is not a multiple of the per-device batch.
+        BadInput: The two do not go together.
     """
-    per_device = profile.per_device_batch_size or global_batch_size
-    if global_batch_size % per_device:
-        divisors = [size for size in range(1, global_batch_size + 1) if global_batch_size % size == 0]
-        near = sorted(sorted(divisors, key=lambda size: abs(size - per_device))[:2])
-        below = global_batch_size - global_batch_size % per_device
-        what = f"global_batch_size {global_batch_size} is not divisible by 1 process x {per_device} per device"
-        remedy = (
-            f"use {_either(near)}, or training.global_batch_size={_either(filter(None, (below, below + per_device)))}"
-        )
-        origin = document.origin(("per_device_batch_size",))
-        raise BadInput(Problem(origin, "launch.per_device_batch_size", what, "", remedy))
-    return Placement(
+    check_place(recipe.training, profile, profile_document)
+    engine = profile.engine(profile_document)
+    placement = place(recipe.training, profile, profile_document) if profile.num_processes else None
+    train = ("train", recipe_name, *words, "--on", profile_name)
+    report = _report(recipe, document)
+    size = model_size(recipe.model, recipe.task.name, _num_labels(recipe, report))
+    memory, traffic, said = _estimates(recipe, profile, engine, placement, size)
+    return LaunchPlan(
+        recipe=recipe_name,
+        profile=profile_name,
+        target=profile.target,
+        num_nodes=profile.num_nodes,
+        num_processes=profile.num_processes,
         device=profile.device,
         precision=profile.precision,
-        per_device_batch_size=per_device,
-        gradient_accumulation_steps=global_batch_size // per_device,
-        per_device_eval_batch_size=profile.per_device_eval_batch_size,
-        activation_checkpointing=profile.activation_checkpointing,
-        dataloader_num_workers=profile.dataloader_num_workers,
+        engine={
+            "name": engine.name,
+            "offload": engine.offload,
+            "backend": backend(profile, engine),
+            "deepspeed": engine.deepspeed(),
+            "fsdp": engine.fsdp_config(),
+        },
+        argv=(PYTHON, "-m", "finelaunch", *train, "--run-dir", RUN, *options),
+        environment=_environment(profile),
+        by_hand=_by_hand(profile, train),
+        batch=_batch(recipe, profile, placement),
+        steps=_steps(recipe, report),
+        memory=memory,
+        traffic=traffic,
+        advice=said,
     )
 
 
-def _either(sizes: Iterable[int]) -> str:
-    return " or ".join(map(str, sizes))
+def rank_command(plan: LaunchPlan, symbols: Mapping[str, str]) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Return the command and the environment of one rank, symbols replaced."""
+    argv = tuple(symbols.get(word, word) for word in plan.argv)
+    return argv, {name: symbols.get(value, value) for name, value in plan.environment.items()}
+
+
+def backend(profile: Profile, engine: Engine) -> str | None:
+    """Return what collectives run over."""
+    return None if not engine.is_distributed else "gloo" if profile.device == "cpu" else "nccl"
+
+
+def _environment(profile: Profile) -> dict[str, str]:
+    if profile.target == "inprocess":
+        return {}
+    world = str(profile.num_processes) if profile.num_processes else "<visible GPUs>"
+    found = {
+        "RANK": RANK,
+        "LOCAL_RANK": RANK,
+        "WORLD_SIZE": world,
+        "LOCAL_WORLD_SIZE": world,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": PORT,
+        "OMP_NUM_THREADS": THREADS,
+    }
+    return {**found, "DS_ACCELERATOR": "cpu"} if profile.device == "cpu" else found
+
+
+def _by_hand(profile: Profile, train: Sequence[str]) -> str:
+    command = " ".join(["finelaunch", *train])
+    if profile.target == "inprocess":
+        return command
+    return f"torchrun --nproc-per-node {profile.num_processes or 'gpu'} -m {command}"
+
+
+def _batch(recipe: Recipe, profile: Profile, placement: Placement | None) -> dict[str, Any]:
+    size = recipe.training.global_batch_size
+    if placement is None:
+        cut = f"{profile.per_device_batch_size or '?'} per device x ? processes x ? accumulated"
+        numbers = {"per_device": profile.per_device_batch_size, "accumulation": None}
+        return {"global": size, **numbers, "arithmetic": f"global batch {size} = {cut}; {LATER}"}
+    cut = (placement.per_device_batch_size, placement.num_processes, placement.gradient_accumulation_steps)
+    return {"global": size, "per_device": cut[0], "accumulation": cut[2], "arithmetic": batch_arithmetic(*cut)}
+
+
+def _report(recipe: Recipe, document: Document) -> dict[str, Any] | None:
+    """Return what is known of the prepared data; None where it is not prepared, or cannot be looked for."""
+    try:
+        values = recipe.task.model_dump(mode="json")
+        return cached_report(recipe.data, recipe.model, values, document)
+    except FinelaunchError:
+        return None
+
+
+def _steps(recipe: Recipe, report: Mapping[str, Any] | None) -> dict[str, Any]:
+    training = recipe.training
+    if report is None:
+        known = f"{training.max_steps} in all; " if training.max_steps > 0 else ""
+        text = f"{known}those of an epoch are unknown until the data is encoded, which train and launch do first"
+        return {"epoch": None, "total": training.max_steps if training.max_steps > 0 else None, "text": text}
+    epoch = math.ceil(report["splits"]["train"]["num_features"] / training.global_batch_size)
+    total = training.max_steps if training.max_steps > 0 else math.ceil(training.num_train_epochs * epoch)
+    return {"epoch": epoch, "total": total, "text": f"{epoch:,} an epoch, {total:,} in all"}
+
+
+def _num_labels(recipe: Recipe, report: Mapping[str, Any] | None) -> int:
+    names = getattr(recipe.task, "label_names", None) or (report or {}).get("facts", {}).get("label_names")
+    return len(names) if names else 2
+
+
+def _estimates(
+    recipe: Recipe, profile: Profile, engine: Engine, placement: Placement | None, size: ModelSize | str
+) -> tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]:
+    """Return memory, traffic and advice."""
+    if placement is None or isinstance(size, str):
+        unknown = {"total": None, "text": LATER if placement is None else f"unknown: {size}"}
+        return unknown, unknown, ()
+    on_cpu = profile.device == "cpu"
+    precision = profile.precision if profile.precision != "auto" else "fp32" if on_cpu else "bf16"
+    common: dict[str, Any] = {
+        "engine": engine.name,
+        "world_size": placement.num_processes,
+        "precision": precision,
+        "gradient_accumulation_steps": placement.gradient_accumulation_steps,
+    }
+    rows: dict[str, Any] = {
+        "per_device_batch_size": placement.per_device_batch_size,
+        "sequence_length": recipe.task.max_length,
+        "optim": recipe.training.optim,
+        "activation_checkpointing": placement.activation_checkpointing,
+        "offload": engine.offload,
+        "task_name": recipe.task.name,
+    }
+    bucket = min(size.num_parameters, REDUCE_BUCKET) if on_cpu else REDUCE_BUCKET
+    memory = estimate_memory(size, **common, **rows, reduce_bucket_elements=bucket)
+    traffic = forecast_traffic(size, **common)
+    parts = asdict(memory)
+    said = ", ".join(f"{name} {byte_text(count)}" for name, count in parts.items())
+    most = "at most about" if size.is_upper_bound else "about"
+    longest = f"rows of {recipe.task.max_length} tokens, {precision}"
+    text = f"{most} {byte_text(memory.total)} a device ({said}; {size.num_parameters:,} parameters, {longest})"
+    sent = f"{most} {byte_text(traffic.total)} a rank and optimizer step" if traffic.total else "nothing"
+    return (
+        {"total": memory.total, **parts, "num_parameters": size.num_parameters, "precision": precision, "text": text},
+        {"total": traffic.total, **asdict(traffic), "text": sent},
+        tuple(advice(size, **common, **rows)),
+    )
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'es' if count > 1 else ''}"
+
+
+def _line(name: str, text: str) -> str:
+    return f"  {name:<13} {text}"

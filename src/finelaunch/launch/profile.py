@@ -1,16 +1,18 @@
 """Launch profiles: the machine side of a run."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt
 
+from finelaunch.engines import Engine, Offload, load_engine
 from finelaunch.errors import BadInput
-from finelaunch.recipe.load import find, read_file
 from finelaunch.section.base import Section, SettingError, build
 from finelaunch.section.document import Document, merge
+from finelaunch.section.lookup import find, read_file
+from finelaunch.training.placement import Precision
 
 
 class Profile(Section):
@@ -24,12 +26,22 @@ class Profile(Section):
         "per_device_train_batch_size": "use per_device_batch_size",
         "gradient_accumulation_steps": "it is computed: global_batch_size / (processes x per_device_batch_size)",
         "gradient_checkpointing": "use activation_checkpointing",
+        "deepspeed": "an engine is an accelerate config: use accelerate_config: zero2 and the like",
+        "zero_stage": "use accelerate_config: zero1, zero2 or zero3",
+        "engine": "use accelerate_config",
+        "num_gpus": "use num_processes_per_node",
+        "num_processes": "use num_processes_per_node and num_nodes",
         "base": "a profile has none; copy its keys",
     }
 
-    target: Literal["inprocess"] = Field(default="inprocess", description="who starts the workers")
+    target: Literal["inprocess", "torchrun"] = Field(default="inprocess", description="who starts the processes")
+    accelerate_config: str = Field(default="single", description="the engine: single, ddp, zero1, zero2, zero3, fsdp2")
+    num_nodes: int = Field(default=1, ge=1, description="machines")
+    num_processes_per_node: PositiveInt | Literal["visible"] = Field(
+        default=1, description="processes on each machine; visible: one for each GPU that is there"
+    )
     device: Literal["cpu", "cuda"] = Field(description="cpu or cuda")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+    precision: Precision = Field(
         default="auto", description="auto: bf16, else fp16 with loss scaling, else fp32, as the device can"
     )
     per_device_batch_size: int | None = Field(
@@ -37,14 +49,59 @@ class Profile(Section):
     )
     per_device_eval_batch_size: int = Field(default=32, ge=1, description="rows a forward pass of evaluation")
     activation_checkpointing: bool = Field(default=False, description="recompute activations: less memory, slower")
+    offload: Offload = Field(default="none", description="none, optimizer or all: what lives in host memory")
     dataloader_num_workers: int = Field(default=0, ge=0, description="processes that make batches; 0: this one")
+    collective_timeout_seconds: int = Field(
+        default=600, ge=10, description="how long ranks wait for each other before the run fails"
+    )
+    stop_grace_seconds: int = Field(default=120, ge=1, description="time to save between a stop and the end")
+    max_run_seconds: int | None = Field(default=None, ge=1, description="stop, resumable, after so long; null: never")
 
-    @model_validator(mode="after")
-    def _precision_of_cpu(self) -> "Profile":
-        if self.device == "cpu" and self.precision in ("bf16", "fp16"):
-            what = f"{self.precision} on a CPU is not offered: it takes up to 100 times as long as fp32"
-            raise SettingError("precision", what, "fp32 or auto", "use launch.precision=fp32 or --on gpu")
-        return self
+    def faults(self) -> Iterator[SettingError]:
+        """Yield what does not go together on any engine."""
+        if self.device == "cpu" and self.precision in ("fp16", "tf32"):
+            what = f"{self.precision} is for GPUs"
+            yield SettingError("precision", what, "fp32 or auto", "use launch.precision=fp32 or --on gpu")
+        if self.device == "cpu" and self.precision == "bf16" and not cpu_has_bf16():
+            what = "this CPU has no bf16 instructions (avx512_bf16 or amx_bf16), and bf16 takes up to 100 times as long"
+            yield SettingError("precision", what, "fp32 or auto", "use launch.precision=fp32 or --on gpu")
+        if self.device == "cpu" and self.num_processes_per_node == "visible":
+            what = "visible counts GPUs, and the device is cpu"
+            yield SettingError("num_processes_per_node", what, "a number", "such as 2")
+        if self.target == "torchrun" and self.num_nodes > 1:
+            what = f"torchrun on {self.num_nodes} machines is started by hand on each of them"
+            remedy = "use num_nodes: 1, or on each: torchrun --nnodes … -m finelaunch train RECIPE --on PROFILE"
+            yield SettingError("num_nodes", what, "1", remedy)
+
+    @property
+    def num_processes(self) -> int | None:
+        """All processes; None while only the machine knows how many devices there are."""
+        if self.num_processes_per_node == "visible":
+            return None
+        return self.num_nodes * self.num_processes_per_node
+
+    def with_processes(self, num_nodes: int, per_node: int) -> "Profile":
+        """Return this profile with the number of processes that are really there."""
+        return self.model_copy(update={"num_nodes": num_nodes, "num_processes_per_node": per_node})
+
+    def engine(self, document: Document) -> Engine:
+        """Return the engine that the profile names, with its offload.
+
+        Raises:
+            BadInput: There is no such accelerate config, or it contradicts itself.
+        """
+        engine = load_engine(self.accelerate_config, document.origin(("accelerate_config",)))
+        return replace(engine, offload=self.offload)
+
+
+def cpu_has_bf16() -> bool:
+    """Return whether this machine's CPU computes in bf16; elsewhere than on Linux it counts as without."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    flags = next((line for line in text.splitlines() if line.startswith("flags")), "").split()
+    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def load_profile(name: str, overrides: Document | None = None) -> tuple[Profile, Document, Path]:

@@ -1,80 +1,14 @@
-"""From a recipe's name to a :class:`Recipe`: the file, its base, and ``key=value`` laid over it.
+"""From a recipe's name to a :class:`Recipe`: the file, its base, and ``key=value`` laid over it."""
 
-A name resolves as a path, then below the current folder's ``recipes/``, then among the recipes of the package.
-"""
-
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from finelaunch.errors import BadInput, Problem
 from finelaunch.recipe.schema import REPLACED, Recipe
-from finelaunch.section.base import build, nearest
-from finelaunch.section.document import MAX_CHARACTERS, MAX_DEPTH, Document, merge, read_document, read_value
-
-COMMAND_LINE = "command line"
-
-
-def shipped(folder: str) -> Path:
-    """Return a data folder that comes with the package: ``recipes`` or ``launch``."""
-    package = Path(__file__).parents[1]
-    in_wheel = package / "_data" / folder
-    return in_wheel if in_wheel.is_dir() else package.parents[1] / folder
-
-
-def find(name: str, folder: str, origin: str = COMMAND_LINE, key: str = "") -> Path:
-    """Return the file of a recipe or profile.
-
-    Args:
-        name: A path, or a name with or without ``folder/`` before and ``.yaml`` behind.
-        folder: ``recipes`` or ``launch``.
-        origin: Where the name stands, for the message.
-        key: The key it stands under; by default ``recipe`` or ``profile``.
-
-    Raises:
-        BadInput: There is none; with the nearest known name.
-    """
-    stem = name.removesuffix(".yaml").removeprefix(f"{folder}/")
-    for path in (Path(os.path.expanduser(name)), *(root / f"{stem}.yaml" for root in (Path(folder), shipped(folder)))):
-        if _is_file(path):
-            return path
-    known = names(folder)
-    near = nearest(stem, known)
-    noun = "recipe" if folder == "recipes" else "profile"
-    remedy = f"did you mean {near!r}?" if near else f"a path, or one of {', '.join(known)}"
-    raise BadInput(Problem(origin, key or noun, f"there is no {noun} {name!r:.200}", "", remedy))
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name too long, a folder that may not be entered, a NUL
-        return False
-
-
-def names(folder: str) -> list[str]:
-    """Return the names of all recipes or profiles that resolve from here, without suffix."""
-    found = set()
-    for root in (Path(folder), shipped(folder)):
-        found |= {str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.yaml") if path.is_file()}
-    return sorted(found)
-
-
-def read_file(path: Path) -> Document:
-    """Return the document in ``path``.
-
-    Raises:
-        BadInput: It cannot be read or is not YAML.
-    """
-    try:
-        with path.open("rb") as file:
-            text = file.read(4 * MAX_CHARACTERS + 1).decode()
-    except UnicodeDecodeError as error:
-        raise BadInput(Problem(f"{path}:byte {error.start}", "", "not UTF-8", "", "convert it to UTF-8")) from None
-    except OSError as error:
-        raise BadInput(Problem(str(path), "", f"cannot be read: {error.strerror}")) from None
-    return read_document(text, str(path))
+from finelaunch.section.base import build
+from finelaunch.section.document import MAX_DEPTH, Document, merge, read_value
+from finelaunch.section.lookup import COMMAND_LINE, find, is_file, read_file
 
 
 def load_recipe(name: str, overrides: Document | None = None) -> tuple[Recipe, Document]:
@@ -98,7 +32,7 @@ def _with_base(document: Document, path: Path) -> Document:
     if not isinstance(base, str):
         raise BadInput(Problem(origin, "base", f"{base!r:.60} is not a recipe", "the path or name of one"))
     beside = path.parent / base
-    lower = read_file(beside if _is_file(beside) else find(base, "recipes", origin, "base"))
+    lower = read_file(beside if is_file(beside) else find(base, "recipes", origin, "base"))
     if lower.values.get("base") is not None:
         allowed = "one level only"
         raise BadInput(Problem(origin, "base", f"{base} has a base itself", allowed, "name that one, or copy the keys"))

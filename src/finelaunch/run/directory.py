@@ -20,7 +20,17 @@ from finelaunch.run.lock import RunLock
 from finelaunch.section.base import nearest
 from finelaunch.section.document import read_document, write_document
 
-PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "numpy", "pyarrow")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "deepspeed",
+    "datasets",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "pyarrow",
+)
 
 
 class RunDirectory:
@@ -28,10 +38,12 @@ class RunDirectory:
 
     Args:
         path: The run directory; need not exist.
+        rank: The process that holds it. Only the first one writes what is shared; on others such calls do nothing.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, rank: int = 0) -> None:
         self.path = path
+        self.writes = rank == 0
         self.recipe = path / "recipe.yaml"
         self.manifest = path / "manifest.json"
         self.events = path / "events.jsonl"
@@ -40,11 +52,15 @@ class RunDirectory:
         self.data_report = path / "data" / "data_report.json"
         self.checkpoints = path / "checkpoints"
         self.tensorboard = path / "tensorboard"
-        self.log = path / "logs" / "rank_0.log"
+        self.log = self.log_of(rank)
         self.model = path / "model"
         self.model_facts = path / "model" / "finelaunch.json"
         self.predictions = path / "predictions.jsonl"
         self.metrics = path / "metrics.json"
+
+    def log_of(self, rank: int) -> Path:
+        """Return the log file of a rank."""
+        return self.path / "logs" / f"rank_{rank}.log"
 
     def exists(self) -> bool:
         """Return whether a run was begun here."""
@@ -60,7 +76,8 @@ class RunDirectory:
 
     def record(self, event: str, **facts: Any) -> None:
         """Append an event with its time."""
-        append_line(self.events, {"time": now(), "event": event, **facts})
+        if self.writes:
+            append_line(self.events, {"time": now(), "event": event, **facts})
 
     def begin(self, recipe: Mapping[str, Any], launch: Mapping[str, Any], command: list[str]) -> None:
         """Write the resolved recipe and the first manifest of a new run.
@@ -133,10 +150,13 @@ class RunDirectory:
 
     def note(self, **sections: Any) -> None:
         """Set sections of the manifest."""
-        write_json(self.manifest, {**self.read_manifest(), **sections})
+        if self.writes:
+            write_json(self.manifest, {**self.read_manifest(), **sections})
 
     def warn(self, text: str) -> bool:
-        """Add a line to the manifest's warnings; return whether it is new."""
+        """Add a line to the manifest's warnings; return whether it is new, and this rank's to say."""
+        if not self.writes:
+            return False
         warnings = self.read_manifest().get("warnings", [])
         if text in warnings:
             return False

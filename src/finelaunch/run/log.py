@@ -4,6 +4,8 @@ Warnings of libraries go to the file alone, so that the terminal shows what a us
 """
 
 import logging
+import os
+import sys
 import warnings
 from pathlib import Path
 
@@ -20,7 +22,7 @@ class _Terminal(logging.Handler):
         console.print(self.format(record), markup=False, style="yellow" if record.levelno >= logging.WARNING else None)
 
 
-def set_up(log_file: Path | None = None) -> None:
+def set_up(log_file: Path | None = None, terminal: bool = True) -> None:
     """Send what :func:`say` and :func:`warn` are given to the terminal and to ``log_file``; can be called again."""
     _logger.setLevel(logging.INFO)
     _logger.propagate = False
@@ -29,7 +31,8 @@ def set_up(log_file: Path | None = None) -> None:
         for handler in list(logger.handlers):
             logger.removeHandler(handler)
             handler.close()
-    _logger.addHandler(_Terminal())
+    if terminal:
+        _logger.addHandler(_Terminal())
     logging.captureWarnings(True)
     if log_file is None:
         root.addHandler(logging.NullHandler())
@@ -63,3 +66,27 @@ def quiet_libraries() -> None:
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     warnings.simplefilter("default")
+
+
+def capture(log_file: Path) -> None:
+    """Send all output of this process to ``log_file``, whoever writes it; for ranks that do not own the terminal."""
+    global _terminal
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if _terminal is None:
+        _terminal = os.dup(2)
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
+
+
+def complain(text: str) -> None:
+    """Say why this process ends, on the terminal too where its output is captured."""
+    print(text, file=sys.stderr, flush=True)
+    if _terminal is not None:
+        os.write(_terminal, f"{text}\n".encode(errors="replace"))
+
+
+_terminal: int | None = None

@@ -1,10 +1,13 @@
 """From the recipe's ``training`` section and a placement to ``TrainingArguments``: every argument stated once."""
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainingArguments
+from transformers.integrations import deepspeed
 
 from finelaunch.training.placement import Placement
 from finelaunch.training.section import TrainingSection
@@ -51,6 +54,16 @@ def training_arguments(section: TrainingSection, placement: Placement, checkpoin
         offered["save_steps"] = section.save_steps
     if placement.activation_checkpointing:
         offered[ACTIVATION_CHECKPOINTING] = True
+    engine, on_cpu = placement.engine, placement.device == "cpu"
+    if engine.is_distributed:  # its process group stands already, see start_engine
+        offered["accelerator_config"] = {"use_configured_state": True}
+        offered["ddp_timeout"] = placement.collective_timeout_seconds
+    if engine.zero_stage is not None:
+        offered["deepspeed"] = engine.deepspeed()
+    if engine.name == "fsdp2":
+        offered |= {"fsdp": True, "fsdp_config": engine.fsdp_config()}
+    if not on_cpu:
+        offered["tf32"] = placement.precision == "tf32"
     return TrainingArguments(
         output_dir=str(checkpoints),
         **offered,
@@ -59,7 +72,7 @@ def training_arguments(section: TrainingSection, placement: Placement, checkpoin
         gradient_accumulation_steps=placement.gradient_accumulation_steps,
         per_device_eval_batch_size=placement.per_device_eval_batch_size,
         dataloader_num_workers=placement.dataloader_num_workers,
-        use_cpu=placement.device == "cpu",
+        use_cpu=on_cpu and engine.zero_stage is None,  # with it accelerate would run plain DDP instead of ZeRO
         bf16=placement.precision == "bf16",
         fp16=placement.precision == "fp16",
         full_determinism=section.deterministic,
@@ -73,3 +86,17 @@ def training_arguments(section: TrainingSection, placement: Placement, checkpoin
         disable_tqdm=True,
         report_to=[],
     )
+
+
+@contextmanager
+def built_whole(arguments: TrainingArguments) -> Iterator[None]:
+    """Let a model be built whole under ZeRO-3 too, and cut when it is prepared.
+
+    Weights that are drawn while they are cut are others than those of every other engine with the same seed.
+    """
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if arguments.hf_deepspeed_config is not None:
+            deepspeed.set_hf_deepspeed_config(arguments.hf_deepspeed_config)

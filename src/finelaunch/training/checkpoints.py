@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from finelaunch.errors import BadInput, Problem
 from finelaunch.run.directory import RunDirectory
 from finelaunch.run.log import warn
+from finelaunch.training.placement import Placement
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -46,6 +47,40 @@ def step_of(checkpoint: Path) -> int | None:
         return int(json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["global_step"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def check_engine(checkpoint: Path, placement: Placement) -> None:
+    """Refuse a checkpoint whose optimizer state this engine cannot take; the Trainer would go on without it.
+
+    Weights and the optimizer's state of one process and of DDP are whole and serve both, at any number of processes.
+    ZeRO and FSDP keep a part for each rank.
+
+    Raises:
+        BadInput: It was written by another kind of engine, or under ZeRO by another number of processes.
+    """
+    parts = len(list(checkpoint.glob("global_step*/*_optim_states.pt")))
+    wrote, reads = _kind_of(checkpoint), _KINDS[placement.engine.name]
+    key, what = "launch.accelerate_config", f"written by {wrote}, and {placement.engine.name} cannot take its state"
+    if wrote == reads:
+        if not parts or parts == placement.num_processes:
+            return
+        key = "launch.num_processes_per_node"
+        what = f"written by {parts} processes, and ZeRO cannot continue on {placement.num_processes}"
+    remedy = "continue as it began, or train anew with --fresh"
+    raise BadInput(Problem("launch profile", key, f"{checkpoint} was {what}", "", remedy))
+
+
+_WHOLE, _ZERO, _ZERO3, _FSDP = "one process or DDP", "ZeRO-1 or 2", "ZeRO-3", "FSDP2"
+_KINDS = {"single": _WHOLE, "ddp": _WHOLE, "zero1": _ZERO, "zero2": _ZERO, "zero3": _ZERO3, "fsdp2": _FSDP}
+
+
+def _kind_of(checkpoint: Path) -> str:
+    """Return what kind of engine wrote a checkpoint, by its files."""
+    if list(checkpoint.glob("global_step*/zero_pp_rank_*_model_states.pt")):
+        return _ZERO3
+    if list(checkpoint.glob("global_step*")):
+        return _ZERO
+    return _FSDP if list(checkpoint.glob("optimizer_*")) else _WHOLE
 
 
 def check_foreign(checkpoint: Path, model: "PreTrainedModel", num_steps: int) -> None:

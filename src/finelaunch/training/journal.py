@@ -1,8 +1,12 @@
-"""What a training run writes down and shows while it runs: train_log.jsonl, a progress bar or plain lines."""
+"""What a training run writes down and shows while it runs: train_log.jsonl, a progress bar or plain lines.
+
+Every rank keeps count, so that all of them log, evaluate and save at the same steps; the first one writes.
+"""
 
 import math
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -15,6 +19,22 @@ from finelaunch.run.files import append_line, read_lines, write_lines
 from finelaunch.run.log import console, say
 
 
+class Start(TrainerCallback):
+    """Calls back once the engine has prepared the model and before the first step.
+
+    Args:
+        call: Is given the trainer.
+    """
+
+    def __init__(self, call: Callable[[Any], None]) -> None:
+        self.call = call
+        self.trainer: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Call back."""
+        self.call(self.trainer)
+
+
 class Dropout(TrainerCallback):
     """Gives every rank its own random masks; a resumed run restores its states after this.
 
@@ -23,7 +43,7 @@ class Dropout(TrainerCallback):
         rank: This rank.
     """
 
-    def __init__(self, seed: int, rank: int = 0) -> None:
+    def __init__(self, seed: int, rank: int) -> None:
         self.seed = seed + 1000 * (1 + rank)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -55,10 +75,11 @@ class Journal(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Drop lines of steps that will be done again, and start the bar on a terminal."""
-        kept = [row for row in read_lines(self.run.train_log) if row["step"] <= state.global_step]
-        write_lines(self.run.train_log, kept)
+        if self.run.writes:
+            kept = [row for row in read_lines(self.run.train_log) if row["step"] <= state.global_step]
+            write_lines(self.run.train_log, kept)
         self._since = time.perf_counter()
-        if sys.stderr.isatty():
+        if self.run.writes and sys.stderr.isatty():
             self.progress = _bar()
             self.progress.add_task("train", total=state.max_steps, completed=state.global_step, figures="")
             self.progress.start()
@@ -103,7 +124,8 @@ class Journal(TrainerCallback):
             "samples_per_second": round(self._rows / seconds, 3),
             "padding_fraction": round(padding_fraction(self._steps), 5),
         }
-        append_line(self.run.train_log, row)
+        if self.run.writes:
+            append_line(self.run.train_log, row)
         self.total_rows += self._rows
         self.total_tokens += tokens
         self.total_seconds += self._seconds

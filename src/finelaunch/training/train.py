@@ -1,4 +1,4 @@
-"""The one training path: every task and method goes through :func:`train`, they differ by the objects passed in."""
+"""The one training path: every task, method and engine goes through :func:`train`; the objects passed in differ."""
 
 import math
 import resource
@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from finelaunch.data.features import Features
 from finelaunch.data.sampler import GlobalBatchSampler, TrainingRows
-from finelaunch.errors import FinelaunchError
 from finelaunch.run.directory import RunDirectory
 from finelaunch.run.files import read_lines
 from finelaunch.run.log import say, warn
+from finelaunch.run.ranks import Ranks, gather
 from finelaunch.tasks.base import IGNORED, Task
-from finelaunch.training.checkpoints import check_foreign, checkpoint_to_resume, step_of
+from finelaunch.training.checkpoints import check_engine, check_foreign, checkpoint_to_resume, step_of
 from finelaunch.training.placement import Placement
 from finelaunch.training.section import TrainingSection
+from finelaunch.training.verify import verify
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 
 @dataclass(frozen=True)
@@ -27,51 +28,57 @@ class Trained:
     """What a training came to.
 
     Args:
-        model: The trained model.
+        model: The plain model; its parameters are empty where the engine keeps them in parts.
+        measured: What to evaluate: the plain model, or what the engine made of it.
+        weights: All weights, whole, on the first rank.
         figures: loss (of the last interval), steps, rates, memory and size, under the metric keys of ``train``.
-        engine: What really ran, read from the live objects.
         evaluated_step: The step after which the validation split was last measured, if it was.
     """
 
-    model: "PreTrainedModel"
+    model: Any
+    measured: Any
+    weights: dict[str, Any] | None
     figures: dict[str, Any]
-    engine: dict[str, Any]
     evaluated_step: int | None
 
 
 def train(
     section: TrainingSection,
+    arguments: "TrainingArguments",
     placement: Placement,
+    ranks: Ranks,
     task: Task,
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     features: Features,
     evaluator: Callable[[Any], dict[str, Any]],
+    on_untrained: Callable[[Any], None] | None,
     run: RunDirectory,
 ) -> Trained:
     """Train ``model`` on ``features``, from the newest checkpoint of the run where there is one.
 
     Args:
         section: The recipe's ``training`` section.
+        arguments: What :func:`training_arguments` made of it.
         placement: A settled placement.
+        ranks: This process among all.
         task: Gives batches and losses.
         model: The model, prepared by task and method.
         tokenizer: Its tokenizer, saved with every checkpoint.
         features: The training rows.
         evaluator: Measures a model on the validation split.
+        on_untrained: Called with the prepared model before the first step of a training that begins.
         run: Where checkpoints and logs go.
 
     Raises:
-        BadInput: ``training.resume`` names no checkpoint.
+        BadInput: ``training.resume`` names no checkpoint, or one that this engine cannot continue.
         FinelaunchError: What runs is not what was asked.
     """
-    from safetensors.torch import load_model
     from torch.utils.tensorboard import SummaryWriter
-    from transformers import PrinterCallback, TrainerState
+    from transformers import PrinterCallback
     from transformers.integrations.integration_utils import TensorBoardCallback
 
-    from finelaunch.training.arguments import training_arguments
-    from finelaunch.training.journal import Dropout, Journal
+    from finelaunch.training.journal import Dropout, Journal, Start
     from finelaunch.training.trainer import FinelaunchTrainer, loss_rule
 
     sampler = GlobalBatchSampler(
@@ -80,44 +87,52 @@ def train(
         placement.per_device_batch_size,
         section.seed,
         section.length_window_batches,
+        ranks.rank,
+        ranks.world_size,
     )
-    checkpoint = checkpoint_to_resume(section.resume, run)
+    checkpoint = gather(checkpoint_to_resume(section.resume, run) if ranks.is_first else None)[0]
     step = step_of(checkpoint) or 0 if checkpoint else 0
     steps = num_steps(sampler, section)
+    sampler.end_after(steps)
+    if checkpoint is not None:
+        check_engine(checkpoint, placement)
+        if checkpoint.parent != run.checkpoints:
+            check_foreign(checkpoint, model, steps)
+
+    def on_start(trainer: Any) -> None:
+        engine = verify(trainer, placement)
+        run.note(engine=engine, parameters=parameters_of(trainer.model))
+        run.record("training", from_step=step, checkpoint=checkpoint.name if checkpoint else None)
+        if checkpoint is None and on_untrained is not None:
+            on_untrained(trainer.measured_model)
+
     journal = Journal(run, sampler)
+    start = Start(on_start)
+    writer = SummaryWriter(str(run.tensorboard), purge_step=step + 1) if run.writes else None
     trainer = FinelaunchTrainer(
         sampler=sampler,
         evaluator=evaluator,
+        measures_wrapped=placement.engine.shards_weights,
         model=model,
-        args=training_arguments(section, placement, run.checkpoints),
+        args=arguments,
         train_dataset=TrainingRows(features, IGNORED),
         eval_dataset=features,
         data_collator=lambda rows: task.collate(rows, tokenizer),
         compute_loss_func=loss_rule(task.row_losses),
         processing_class=tokenizer,
-        callbacks=[
-            Dropout(section.seed),
-            journal,
-            TensorBoardCallback(SummaryWriter(str(run.tensorboard), purge_step=step + 1)),
-        ],
+        callbacks=[start, Dropout(section.seed, ranks.rank), journal]
+        + ([TensorBoardCallback(writer)] if writer else []),
     )
+    start.trainer = trainer
     trainer.remove_callback(PrinterCallback)
-    engine = engine_of(trainer, model, placement)
-    if checkpoint is not None and checkpoint.parent != run.checkpoints:
-        check_foreign(checkpoint, model, steps)
-    run.note(engine=engine, parameters=parameters_of(model))
     _announce(sampler, placement, steps, checkpoint)
     _warn_of_filling(sampler, run)
-    run.record("training", from_step=step, checkpoint=checkpoint.name if checkpoint else None)
     try:
-        if checkpoint is None or step < steps:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        else:  # within an epoch the Trainer would do one step more before it sees that all are done
-            load_model(model, checkpoint / "model.safetensors")
-            trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         journal.close()
-    return Trained(model, _figures(trainer, model, journal), engine, journal.evaluated_step)
+    figures, weights = _figures(trainer, journal), _whole_weights(trainer)
+    return Trained(trainer.model, trainer.measured_model, weights, figures, journal.evaluated_step)
 
 
 def num_steps(sampler: GlobalBatchSampler, section: TrainingSection) -> int:
@@ -127,40 +142,21 @@ def num_steps(sampler: GlobalBatchSampler, section: TrainingSection) -> int:
     )
 
 
-def engine_of(trainer: "Trainer", model: "PreTrainedModel", placement: Placement) -> dict[str, Any]:
-    """Return what really runs, read from the live objects.
-
-    Raises:
-        FinelaunchError: It is not one process on one device as was asked.
-    """
-    accelerator = trainer.accelerator
-    precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
-    ran = (accelerator.distributed_type.value, accelerator.num_processes, accelerator.device.type, precision)
-    if ran != ("NO", 1, placement.device, placement.precision) or trainer.args.n_gpu > 1:
-        raise FinelaunchError(
-            f"engine: asked for one process on {placement.device} in {placement.precision}, but accelerate runs "
-            f"{accelerator.num_processes} ({ran[0]}) on {accelerator.device} in {precision} with {trainer.args.n_gpu} "
-            "GPUs; accelerate takes this from the environment: unset ACCELERATE_*, RANK and WORLD_SIZE"
-        )
-    return {
-        "name": "single",
-        "distributed_type": accelerator.distributed_type.value,
-        "world_size": accelerator.num_processes,
-        "zero_stage": None,
-        "backend": None,
-        "device": str(accelerator.device),
-        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
-        "precision": precision,
-        "global_batch_size": placement.global_batch_size,
-        "per_device_batch_size": trainer.args.per_device_train_batch_size,
-        "gradient_accumulation_steps": trainer.args.gradient_accumulation_steps,
-    }
-
-
 def parameters_of(model: "PreTrainedModel") -> dict[str, int]:
     """Return how many parameters there are, and how many are trained."""
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    sizes = [(num_elements(parameter), parameter.requires_grad) for parameter in model.parameters()]
     return {"total": sum(size for size, _ in sizes), "trainable": sum(size for size, trained in sizes if trained)}
+
+
+def _whole_weights(trainer: "Trainer") -> dict[str, Any] | None:
+    """Return the whole model's weights on the first rank, gathered where they are cut; to be called by all ranks."""
+    weights: Any = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    return weights if trainer.is_world_process_zero() else None
+
+
+def num_elements(parameter: Any) -> int:
+    """Return the elements of a whole parameter; ZeRO-3 leaves an empty one in its place and keeps the number."""
+    return getattr(parameter, "ds_numel", parameter.numel())
 
 
 def _announce(sampler: GlobalBatchSampler, placement: Placement, steps: int, checkpoint: Path | None) -> None:
@@ -179,12 +175,13 @@ def _warn_of_filling(sampler: GlobalBatchSampler, run: RunDirectory) -> None:
             warn(f"{text}; the rest of every batch is filled with rows without target")
 
 
-def _figures(trainer: "Trainer", model: "PreTrainedModel", journal: Any) -> dict[str, Any]:
+def _figures(trainer: "Trainer", journal: Any) -> dict[str, Any]:
     import torch
 
     seconds = max(journal.total_seconds, 1e-9)
     on_gpu = trainer.args.device.type == "cuda"
     lines = read_lines(journal.run.train_log)
+    model: Any = trainer.model
     return {
         "loss": lines[-1]["loss"] if lines else None,
         "steps": trainer.state.global_step,
@@ -192,5 +189,5 @@ def _figures(trainer: "Trainer", model: "PreTrainedModel", journal: Any) -> dict
         "tokens_per_second": round(journal.total_tokens / seconds, 1) if journal.total_rows else None,
         "peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "peak_device_bytes": torch.cuda.max_memory_allocated() if on_gpu else None,
-        "model_bytes": sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()),
+        "model_bytes": sum(num_elements(one) * one.element_size() for one in model.parameters()),
     }

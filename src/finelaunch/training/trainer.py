@@ -50,15 +50,27 @@ class FinelaunchTrainer(Trainer):
     Args:
         sampler: The order of the rows.
         evaluator: Measures the model at hand on the validation split and returns its figures.
+        measures_wrapped: Hand the engine's own object to the evaluator, where no device holds the whole model.
         **others: As for ``Trainer``; ``train_dataset`` is a :class:`TrainingRows`.
     """
 
     def __init__(
-        self, *, sampler: GlobalBatchSampler, evaluator: Callable[[Any], dict[str, Any]], **others: Any
+        self,
+        *,
+        sampler: GlobalBatchSampler,
+        evaluator: Callable[[Any], dict[str, Any]],
+        measures_wrapped: bool = False,
+        **others: Any,
     ) -> None:
         super().__init__(**others)
         self.sampler = sampler
         self.evaluator = evaluator
+        self.measures_wrapped = measures_wrapped
+
+    @property
+    def measured_model(self) -> Any:
+        """What to evaluate: the plain model, or what the engine made of it where it is cut between devices."""
+        return self.model_wrapped if self.measures_wrapped else self.model
 
     def get_train_dataloader(self) -> DataLoader:
         """Return a loader over the sampler's micro-batches; it is not prepared, which would shard it a second time."""
@@ -77,7 +89,7 @@ class FinelaunchTrainer(Trainer):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Return and log the figures on the validation split, under the names of the metric keys with the prefix."""
-        figures = self.evaluator(self.model)
+        figures = self.evaluator(self.measured_model)
         numbers = {name: value for name, value in figures.items() if isinstance(value, int | float)}
         metrics: dict[str, float] = {f"{metric_key_prefix}_{name}": value for name, value in numbers.items()}
         self.log(dict(metrics))

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from finelaunch.errors import BadInput, Problem
 from finelaunch.launch.profile import load_profile
-from finelaunch.recipe.load import find, flatten, load_recipe, names, read_overrides
+from finelaunch.recipe.load import flatten, load_recipe, read_overrides
 from finelaunch.recipe.schema import Recipe, recipe_json_schema
 from finelaunch.section.base import all_keys
 from finelaunch.section.document import Document, dotted
+from finelaunch.section.lookup import find, names
 
 VALID = """\
 task:

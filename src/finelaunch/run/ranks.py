@@ -1,0 +1,179 @@
+"""Which of the processes of a run this one is, and how the others wait for the first.
+
+Whoever starts the processes (this launcher, accelerate, torchrun, Slurm) says it in the environment that torch reads:
+RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT.
+"""
+
+import itertools
+import os
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from finelaunch.errors import BadInput, FinelaunchError, Problem
+
+HEARTBEAT_SECONDS = 5.0
+LOOK_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all of a run.
+
+    Args:
+        rank: Its number over all machines.
+        world_size: How many there are.
+        local_rank: Its number on this machine.
+        local_world_size: How many there are on this machine.
+        is_launched: Whether a launcher has said all this, or the process is alone.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+    is_launched: bool = False
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank writes what is shared and speaks to the terminal."""
+        return self.rank == 0
+
+    @property
+    def num_nodes(self) -> int:
+        """How many machines there are."""
+        return self.world_size // self.local_world_size
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Ranks":
+        """Return what a launcher has said, or one process alone.
+
+        Raises:
+            BadInput: It is incomplete or makes no sense.
+        """
+        if "RANK" not in environment and environment.get("WORLD_SIZE", "1") in ("", "1"):
+            return cls()
+        world_size = _number(environment, "WORLD_SIZE", "", 1)
+        rank = _number(environment, "RANK", "", 0)
+        local_rank = _number(environment, "LOCAL_RANK", "", 0)
+        local = _number(environment, "LOCAL_WORLD_SIZE", str(world_size), 1)
+        if not (rank < world_size and local_rank < local <= world_size and world_size % local == 0):
+            what = f"rank {rank} of {world_size}, local rank {local_rank} of {local}, is not possible"
+            raise BadInput(Problem("environment", "RANK", what, "", "unset RANK, WORLD_SIZE, LOCAL_RANK, or set all"))
+        if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if not environment.get(name)]:
+            what = f"one of {world_size} processes, and {' and '.join(missing)} are not set"
+            raise BadInput(Problem("environment", "WORLD_SIZE", what, "", "start it by finelaunch launch or torchrun"))
+        return cls(rank, world_size, local_rank, local, is_launched=True)
+
+
+ALONE = Ranks()
+
+
+def _number(environment: Mapping[str, str], name: str, otherwise: str, least: int) -> int:
+    text = environment.get(name) or otherwise
+    if not text.isdecimal() or int(text) < least:
+        what = f"is {text!r}" if text else "is missing where another of RANK, WORLD_SIZE, LOCAL_RANK is set"
+        remedy = "start it by finelaunch launch or torchrun, or unset all of them"
+        raise BadInput(Problem("environment", name, what, f"a number from {least}", remedy))
+    return int(text)
+
+
+class Gate:
+    """Where every rank but the first waits until that one has prepared the run, before any process group exists.
+
+    The first rank gives signs of life meanwhile, so that the others wait for hours of encoding and not for a process
+    that is gone. Everything goes through torch's key-value store at MASTER_ADDR:MASTER_PORT; nothing is left on disk.
+
+    Args:
+        ranks: This process.
+        timeout_seconds: How long a rank waits without a sign of life of the others.
+    """
+
+    _numbers = itertools.count()
+
+    def __init__(self, ranks: Ranks, timeout_seconds: float) -> None:
+        self.ranks = ranks
+        self.timeout_seconds = timeout_seconds
+        number = next(self._numbers)  # the same on every rank, for processes that make several runs
+        self._alive, self._word = f"finelaunch/{number}/alive", f"finelaunch/{number}/word"
+        self._store: Any = None
+        self._opened = threading.Event()
+
+    def meet(self) -> None:
+        """Wait until all ranks have come; the first then begins to give signs of life.
+
+        Raises:
+            FinelaunchError: Some have not come in time, or the port is in use.
+        """
+        if self.ranks.world_size == 1:
+            return
+        from torch.distributed import DistError
+        from torch.distributed.rendezvous import rendezvous
+
+        wait = timedelta(seconds=self.timeout_seconds)
+        try:
+            self._store, _, _ = next(rendezvous("env://", self.ranks.rank, self.ranks.world_size, timeout=wait))
+        except (DistError, RuntimeError, ValueError) as error:
+            place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            if "EADDRINUSE" in str(error) or "address already in use" in str(error):
+                what = f"port {os.environ['MASTER_PORT']} is in use by another program"
+                raise BadInput(Problem("environment", "MASTER_PORT", what, "", "choose a free one")) from None
+            raise FinelaunchError(
+                f"rank {self.ranks.rank}: the {self.ranks.world_size} processes did not meet at {place} within "
+                f"{self.timeout_seconds:.0f} s: {str(error).splitlines()[0]:.200}; check that all were started and "
+                "that MASTER_ADDR can be reached from every machine"
+            ) from None
+        if self.ranks.is_first:
+            threading.Thread(target=self._beat, name="gate", daemon=True).start()
+
+    def _beat(self) -> None:
+        count = 0
+        while not self._opened.is_set():
+            self._store.set(self._alive, str(count))
+            count += 1
+            self._opened.wait(HEARTBEAT_SECONDS)
+
+    def open(self, word: str = "go") -> None:
+        """Let the others go on, with a word for them."""
+        self._opened.set()
+        if self._store is not None:
+            self._store.set(self._word, word)
+
+    def wait(self) -> str:
+        """Return the first rank's word.
+
+        Raises:
+            FinelaunchError: It gave no sign of life.
+        """
+        if self._store is None:
+            return "go"
+        seen, since = b"", time.monotonic()
+        try:
+            while not self._store.check([self._word]):
+                alive = self._store.get(self._alive)
+                if alive != seen:
+                    seen, since = alive, time.monotonic()
+                if time.monotonic() - since > self.timeout_seconds:
+                    raise FinelaunchError(
+                        f"rank {self.ranks.rank}: the first rank gave no sign of life for {self.timeout_seconds:.0f} s "
+                        "while it prepared the run; see its log"
+                    )
+                time.sleep(LOOK_SECONDS)
+            return self._store.get(self._word).decode()
+        except RuntimeError as error:  # the store went with the first rank
+            why = str(error).splitlines()[0]
+            raise FinelaunchError(f"rank {self.ranks.rank}: the first rank has ended: {why:.200}") from None
+
+
+def gather(value: Any) -> list[Any]:
+    """Return ``value`` of every rank, in their order, on every rank; it goes through pickle."""
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        return [value]
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered

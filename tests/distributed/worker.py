@@ -1,0 +1,135 @@
+"""One rank that makes several runs in one process: python worker.py JOBS.json, started by torchrun.
+
+Every process pays seconds of imports, so a test puts all of its runs into one launch. Between two runs accelerate's
+shared state is reset, which a real run never needs.
+"""
+
+import dataclasses
+import json
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from unittest import mock
+
+
+def fault(name: str, stack: ExitStack) -> None:
+    """Take one guard away, or make one thing differ, for the run that follows."""
+    from finelaunch import pipeline
+    from finelaunch.engines import Engine
+    from finelaunch.training import arguments, placement
+
+    made = arguments.training_arguments
+    deepspeed = Engine.deepspeed
+
+    def cut_everything(engine):
+        """Small models are not cut at all by default: DeepSpeed keeps tensors below 100,000 elements whole."""
+        settings = deepspeed(engine)
+        if engine.zero_stage == 3:
+            settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        return settings
+
+    def changed(**values):
+        def make(section, placed, checkpoints):
+            with mock.patch.object(
+                arguments,
+                "TrainingArguments",
+                lambda **given: real(**{**given, **values}),
+            ):
+                return made(section, placed, checkpoints)
+
+        real = arguments.TrainingArguments
+        return mock.patch.object(arguments, "training_arguments", make)
+
+    def without_use_cpu(placed):
+        from accelerate import PartialState
+
+        PartialState(cpu=False, backend="gloo")
+
+    faults = {
+        "cut everything": lambda: mock.patch.object(Engine, "deepspeed", cut_everything),
+        "own tokens only": lambda: changed(average_tokens_across_devices=False),
+        "use_cpu": lambda: changed(use_cpu=True, deepspeed=None),
+        "no use_cpu": lambda: changed(use_cpu=False),
+        "group without cpu": lambda: mock.patch.object(pipeline, "start_engine", without_use_cpu),
+        "no group": lambda: mock.patch.object(pipeline, "start_engine", lambda placed: None),
+        "no configured state": lambda: changed(accelerator_config=None),
+        "bf16": lambda: changed(bf16=True),
+        "double accumulation": lambda: changed(gradient_accumulation_steps=2),
+        "stage 2": lambda: mock.patch.object(
+            Engine, "deepspeed", lambda engine: deepspeed(dataclasses.replace(engine, name="zero2"))
+        ),
+    }
+    stack.enter_context(faults[name]())
+    assert placement is not None
+
+
+def make_run(job: dict) -> dict:
+    """Train or evaluate as ``job`` says and return what came of it."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    from finelaunch.errors import FinelaunchError
+    from finelaunch.launch.request import Request, choose
+    from finelaunch.pipeline import Job, train_recipe
+    from finelaunch.recipe.load import load_recipe, read_overrides
+    from finelaunch.run.directory import RunDirectory
+    from finelaunch.run.ranks import Ranks
+
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
+    ranks = Ranks.from_environment()
+    given = read_overrides(job.get("overrides", ()))
+    machine = choose(job["profile"], given["launch"], ranks, Request(), "cpu")
+    with ExitStack() as stack:
+        for name in job.get("faults", ()):
+            fault(name, stack)
+        try:
+            if "evaluate" in job:
+                return evaluation(Path(job["evaluate"]), machine, ranks)
+            recipe, document = load_recipe(job["recipe"], given["recipe"])
+            run = RunDirectory(Path(job["folder"]), ranks.rank)
+            train_recipe(Job(recipe, document, machine.profile, machine.document, machine.name, ranks), run)
+        except FinelaunchError as error:
+            return {"error": str(error), "exit_code": error.exit_code}
+        except (ValueError, RuntimeError) as error:
+            return {"error": f"{type(error).__name__}: {error}", "exit_code": None}
+    return {"error": None}
+
+
+def evaluation(run: Path, machine, ranks) -> dict:
+    """Return figures and predictions of a finished run's model on its test split."""
+    from finelaunch.evaluation import again
+    from finelaunch.evaluation.evaluate import Evaluator
+    from finelaunch.launch.place import on_processes
+    from finelaunch.training.placement import settle, start_engine
+
+    placement = settle(on_processes(ranks.world_size, machine.profile, machine.document), ranks)
+    start_engine(placement)
+    kept = {}
+    measure = Evaluator.measure
+
+    def keeping(*args, **named):
+        kept["measured"] = measure(*args, **named)
+        return kept["measured"]
+
+    with mock.patch.object(Evaluator, "measure", keeping):
+        figures, _ = again.evaluate_again(run / "model", None, placement, ranks)
+    return {"error": None, "figures": figures, "predictions": kept["measured"].predictions}
+
+
+def main() -> None:
+    import os
+
+    from finelaunch.run import log
+    from finelaunch.training.placement import expose_gpus, stop_engine
+
+    expose_gpus("cpu", alone=False)
+    log.set_up(terminal=False)
+    jobs = Path(sys.argv[1])
+    outcomes = [make_run(job) for job in json.loads(jobs.read_text())]
+    rank = os.environ.get("RANK", "0")
+    jobs.with_suffix(f".{rank}.json").write_text(json.dumps(outcomes))
+    stop_engine()
+
+
+if __name__ == "__main__":
+    main()
