@@ -5,18 +5,12 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from finelaunch import __version__
 from finelaunch.errors import EXIT_FAILURE, EXIT_STOPPED, BadInput, FinelaunchError, Interrupted, Problem
-
-if TYPE_CHECKING:
-    from finelaunch.launch.request import Machine
-    from finelaunch.run.ranks import Ranks
-    from finelaunch.section.document import Document
-    from finelaunch.training.placement import Placement
 
 app = typer.Typer(
     name="finelaunch",
@@ -35,6 +29,12 @@ RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run directory, a 
 On = Annotated[
     str | None,
     typer.Option("--on", metavar="PROFILE", help="Launch profile; by default gpu if CUDA is there, else cpu."),
+]
+RunNameOption = Annotated[str | None, typer.Option("--name", help="Name of the run below runs/.")]
+RunDir = Annotated[Path | None, typer.Option("--run-dir", help="The run directory itself.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Begin anew; the old run is renamed, never deleted.")]
+AllowChange = Annotated[
+    list[str] | None, typer.Option("--allow-change", metavar="KEY", help="Continue although this key differs.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
@@ -105,18 +105,16 @@ def train(
     recipe: RecipeName,
     overrides: Overrides = None,
     on: On = None,
-    name: Annotated[str | None, typer.Option("--name", help="Name of the run below runs/.")] = None,
-    run_dir: Annotated[Path | None, typer.Option("--run-dir", help="The run directory itself.")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew; the old run is renamed, never deleted.")] = False,
-    allow_change: Annotated[
-        list[str] | None, typer.Option("--allow-change", metavar="KEY", help="Continue although this key differs.")
-    ] = None,
+    name: RunNameOption = None,
+    run_dir: RunDir = None,
+    fresh: Fresh = False,
+    allow_change: AllowChange = None,
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune, evaluate before and after, and write a run directory; the same command continues an unfinished run."""
     from finelaunch.launch.check import check
     from finelaunch.launch.place import place
-    from finelaunch.launch.request import check_arithmetic
+    from finelaunch.launch.request import check_arithmetic, this_machine
     from finelaunch.pipeline import Job, run_directory, train_recipe
     from finelaunch.recipe.load import read_overrides
     from finelaunch.run import log
@@ -128,13 +126,13 @@ def train(
     log.set_up(terminal=ranks.is_first)
     given = read_overrides(overrides or ())
     loaded, document = check(recipe, given, on)
-    machine = _machine(on, given["launch"], ranks)
+    machine = this_machine(on, given["launch"], ranks)
     run = run_directory(name, run_dir, find(recipe, "recipes"), ranks.rank)
     placement = place(loaded.training, machine.profile, machine.document)
     check_arithmetic(placement, os.environ, loaded.training.max_grad_norm)
     if fresh and ranks.is_first and run.exists():
         log.say(f"the old run is kept in {run.begin_anew()}")
-    log.say(f"run {run.path} on {machine.name}{f' ({machine.why}; --on PROFILE states it)' if machine.why else ''}")
+    log.say(f"run {run.path} {machine.sentence()}")
     job = Job(loaded, document, machine.profile, machine.document, machine.name, ranks)
     metrics = train_recipe(job, run, allow_change or ())
     if ranks.is_launched:
@@ -149,6 +147,76 @@ def train(
 
 
 @app.command()
+def plan(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    on: On = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print everything that launch would do: commands, engine settings, batch arithmetic, steps, memory, traffic."""
+    from finelaunch.launch.check import check
+    from finelaunch.launch.devices import default_on
+    from finelaunch.launch.plan import make_plan
+    from finelaunch.launch.profile import load_profile
+    from finelaunch.recipe.load import read_overrides
+
+    given = read_overrides(overrides or ())
+    loaded, document = check(recipe, given, on)
+    name = on or default_on()
+    profile, profile_document, _ = load_profile(name, given["launch"])
+    made = make_plan(recipe, overrides or (), loaded, document, name, profile, profile_document)
+    print(made.as_json() if as_json else made.as_text())
+
+
+@app.command()
+def launch(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    on: On = None,
+    name: RunNameOption = None,
+    run_dir: RunDir = None,
+    fresh: Fresh = False,
+    allow_change: AllowChange = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Where ranks meet; by default a free one.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and do nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train on the machine of a profile: starts its processes, watches them and answers for them."""
+    if dry_run:
+        plan(recipe, overrides, on, as_json)
+        return
+    from finelaunch.launch.check import check
+    from finelaunch.launch.devices import default_on, free_port, on_this_machine
+    from finelaunch.launch.local import launch as start
+    from finelaunch.launch.local import tell
+    from finelaunch.launch.plan import make_plan
+    from finelaunch.launch.profile import load_profile
+    from finelaunch.pipeline import refuse_another_job, run_directory
+    from finelaunch.recipe.load import read_overrides
+    from finelaunch.run import log
+    from finelaunch.section.lookup import find
+
+    given = read_overrides(overrides or ())
+    loaded, document = check(recipe, given, on)
+    profile_name = on or default_on()
+    profile, profile_document, _ = load_profile(profile_name, given["launch"])
+    if profile.target == "inprocess":
+        train(recipe, overrides, profile_name, name, run_dir, fresh, allow_change, as_json)
+        return
+    profile = on_this_machine(profile, profile_document)
+    options = [word for key in allow_change or () for word in ("--allow-change", key)] + ["--json"] * as_json
+    made = make_plan(recipe, overrides or (), loaded, document, profile_name, profile, profile_document, options)
+    run = run_directory(name, run_dir, find(recipe, "recipes"))
+    log.set_up()
+    if fresh and run.exists():
+        log.say(f"the old run is kept in {run.begin_anew()}")
+    refuse_another_job(run, loaded, profile, allow_change or ())
+    ending = start(made, profile, run, free_port(port))
+    tell(ending, run, log.say)
+    sys.exit(ending.exit_code)
+
+
+@app.command()
 def evaluate(
     run: RunName,
     data: Annotated[Path | None, typer.Option("--data", help="Measure on this file instead of data.test.")] = None,
@@ -160,11 +228,12 @@ def evaluate(
     from finelaunch.run import log
 
     folder = find_model(run)
+    from finelaunch.launch.request import settled_machine
     from finelaunch.run.ranks import Ranks
 
     ranks = Ranks.from_environment()
     log.set_up(terminal=ranks.is_first)
-    placement = _settled(on, ranks)
+    placement = settled_machine(on, ranks)
     from finelaunch.evaluation.again import evaluate_again
     from finelaunch.training.placement import stop_engine
 
@@ -202,6 +271,7 @@ def predict(
     folder = find_model(run)
     given = {"question": question, "context": context, "text": text}
     inputs = read_inputs({key: value for key, value in given.items() if value is not None}, file)
+    from finelaunch.launch.request import settled_machine
     from finelaunch.run.ranks import Ranks
 
     ranks = Ranks.from_environment()
@@ -209,7 +279,7 @@ def predict(
         what = f"started as one of {ranks.world_size} processes, and predict is one"
         raise BadInput(Problem("environment", "WORLD_SIZE", what, "", "start it without torchrun or accelerate"))
     log.set_up()
-    placement = _settled(on, ranks)
+    placement = settled_machine(on, ranks)
     from finelaunch.evaluation.generate import Generation
     from finelaunch.evaluation.predict import predict_inputs
 
@@ -252,38 +322,6 @@ def _first_comment(path: Path) -> str:
         if line.startswith("#") and text and not text.startswith("yaml-language-server"):
             return text
     return ""
-
-
-def _machine(on: str | None, overrides: "Document", ranks: "Ranks") -> "Machine":
-    """Return the machine that this process runs on; must come before torch is loaded."""
-    from finelaunch.launch.profile import load_profile
-    from finelaunch.launch.request import choose, read_request
-    from finelaunch.training.placement import cuda_is_there, expose_gpus
-
-    request = read_request(os.environ, ranks)
-    if on is not None:
-        device = load_profile(on, overrides)[0].device
-        expose_gpus(device, alone=ranks.world_size == 1)
-        return choose(on, overrides, ranks, request, device)
-    expose_gpus("cuda", alone=ranks.world_size == 1)
-    machine = choose(None, overrides, ranks, request, "cuda" if cuda_is_there() else "cpu")
-    expose_gpus(machine.profile.device, alone=ranks.world_size == 1)
-    return machine
-
-
-def _settled(on: str | None, ranks: "Ranks") -> "Placement":
-    """Return the settled placement of evaluation and prediction, its process group made."""
-    from finelaunch.launch.place import on_processes
-    from finelaunch.run.log import say
-    from finelaunch.section.document import Document
-    from finelaunch.training.placement import settle, start_engine
-
-    machine = _machine(on, Document({}), ranks)
-    say(f"on {machine.name}{f' ({machine.why}; --on PROFILE states it)' if machine.why else ''}")
-    placement = on_processes(ranks.world_size, machine.profile, machine.document)
-    placement = settle(placement, ranks)
-    start_engine(placement)
-    return placement
 
 
 def _print_table(title: str, metrics: dict[str, Any]) -> None:

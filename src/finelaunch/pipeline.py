@@ -79,14 +79,10 @@ def train_recipe(job: Job, run: RunDirectory, allow_change: Collection[str] = ()
         return _follow(job, run, placement, gate)
     recipe, launch = job.recipe.model_dump(mode="json"), job.profile.model_dump(mode="json")
     with RunLock(run.lock):
+        if permitted := refuse_another_job(run, job.recipe, job.profile, allow_change):
+            run.restate(recipe, launch, permitted)
         if run.has_trained():
-            before, after = dict(flatten(run.stated())), dict(flatten({**recipe, "launch": launch}))
-            finished = run.finished()
-            refused, permitted = differences(before, after, () if finished else allow_change)
-            refuse_differences(run, refused)
-            if permitted:
-                run.restate(recipe, launch, permitted)
-            if finished:
+            if run.finished():
                 gate.meet()
                 gate.open(FINISHED)
                 log.say(f"{run.path} is finished; --fresh trains anew, --name NAME beside it")
@@ -109,6 +105,24 @@ def train_recipe(job: Job, run: RunDirectory, allow_change: Collection[str] = ()
             _name_full_disk(error, run)
             _name_full_memory(error, placement)
             raise
+
+
+def refuse_another_job(run: RunDirectory, recipe: Recipe, profile: Profile, allow_change: Collection[str]) -> list[str]:
+    """Refuse to continue a run that was begun with another recipe or on another machine.
+
+    Returns:
+        The keys that differ and may.
+
+    Raises:
+        BadInput: With the keys that differ and may not; nothing may in a finished run.
+    """
+    if not run.has_trained():
+        return []
+    asked = {**recipe.model_dump(mode="json"), "launch": profile.model_dump(mode="json")}
+    before, after = dict(flatten(run.stated())), dict(flatten(asked))
+    refused, permitted = differences(before, after, () if run.finished() else allow_change)
+    refuse_differences(run, refused)
+    return permitted
 
 
 def _follow(job: Job, run: RunDirectory, placement: Placement, gate: Gate) -> dict[str, Any]:

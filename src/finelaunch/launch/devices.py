@@ -22,6 +22,11 @@ def num_visible_gpus() -> int:
     return count.value
 
 
+def default_on() -> str:
+    """Return the profile of a command that names none: one process, on a GPU where there is one."""
+    return "gpu" if num_visible_gpus() else "cpu"
+
+
 def on_this_machine(profile: Profile, document: Document) -> Profile:
     """Return ``profile`` with the number of processes that it starts here.
 

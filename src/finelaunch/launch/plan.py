@@ -78,7 +78,7 @@ class LaunchPlan:
         lines = [
             f"{self.recipe} on {self.profile}: {count}, engine {self.engine['name']}, {self.device}, {self.precision}",
             _line("each process", " ".join(self.argv)),
-            *[_line("environment", f"{name}={value}") for name, value in self.environment.items()],
+            *([_line("environment", " ".join(map("=".join, self.environment.items())))] if self.environment else []),
             _line("by hand", self.by_hand),
         ]
         if self.engine["backend"] is not None:

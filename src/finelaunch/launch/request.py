@@ -5,16 +5,19 @@ there are. Where the environment and ``--on PROFILE`` disagree, or where acceler
 config says, nothing runs.
 """
 
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from finelaunch.engines import CPU_AND_SHARDED, FSDP_ON_CPU, MULTI_CPU, Offload
 from finelaunch.errors import BadInput, Problem
+from finelaunch.launch.place import on_processes
 from finelaunch.launch.profile import Profile, load_profile
+from finelaunch.run.log import say
 from finelaunch.run.ranks import Ranks
 from finelaunch.section.document import Document, merge
 from finelaunch.section.lookup import COMMAND_LINE
-from finelaunch.training.placement import Placement
+from finelaunch.training.placement import Placement, cuda_is_there, expose_gpus, settle, start_engine
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,10 @@ class Machine:
     document: Document
     name: str
     why: str = ""
+
+    def sentence(self) -> str:
+        """Return what a run's first line says of its machine."""
+        return f"on {self.name}" + (f" ({self.why}; --on PROFILE states it)" if self.why else "")
 
 
 def read_request(environment: Mapping[str, str], ranks: Ranks) -> Request:
@@ -168,6 +175,37 @@ def _refuse_other(profile: Profile, document: Document, request: Request, stated
 
 def _count(processes: int) -> str:
     return f"{processes} process{'es' if processes > 1 else ''}"
+
+
+def this_machine(on: str | None, overrides: Document, ranks: Ranks) -> Machine:
+    """Return the machine of this process, by its environment; must come before torch is loaded.
+
+    Raises:
+        BadInput: Profile and environment disagree.
+    """
+    request, alone = read_request(os.environ, ranks), ranks.world_size == 1
+    if on is not None:
+        device = load_profile(on, overrides)[0].device
+        expose_gpus(device, alone)
+        return choose(on, overrides, ranks, request, device)
+    expose_gpus("cuda", alone)
+    machine = choose(None, overrides, ranks, request, "cuda" if cuda_is_there() else "cpu")
+    expose_gpus(machine.profile.device, alone)
+    return machine
+
+
+def settled_machine(on: str | None, ranks: Ranks) -> Placement:
+    """Return the placement of an evaluation or prediction on this machine, its process group made.
+
+    Raises:
+        BadInput: Profile and environment disagree.
+        RequirementMissing: The device is not there.
+    """
+    machine = this_machine(on, Document({}), ranks)
+    say(machine.sentence())
+    placement = settle(on_processes(ranks.world_size, machine.profile, machine.document), ranks)
+    start_engine(placement)
+    return placement
 
 
 def default_profile(engine: str, device: str) -> str:

@@ -98,5 +98,5 @@ def built_whole(arguments: TrainingArguments) -> Iterator[None]:
     try:
         yield
     finally:
-        if arguments.hf_deepspeed_config is not None:
+        if arguments.deepspeed is not None:
             deepspeed.set_hf_deepspeed_config(arguments.hf_deepspeed_config)
