@@ -24,6 +24,7 @@ CPU_AND_SHARDED = "with it accelerate runs plain DDP instead, without saying so"
 FSDP_ON_CPU = "accelerate has no FSDP without a GPU and would run plain DDP"
 
 _FORMATS = "safetensors weights and, under ZeRO-3, whole ones are always saved"
+_MACHINE = "an engine states neither device nor precision"
 _COMPUTED = "it is computed: training.global_batch_size / (processes x launch.per_device_batch_size)"
 
 
@@ -92,7 +93,7 @@ class AccelerateConfig(Section):
     debug: bool = False
     enable_cpu_affinity: bool = False
     downcast_bf16: Literal["no", False] = "no"
-    tpu_env: tuple[()] | None = None
+    tpu_env: list[str] | None = Field(default=None, max_length=0)
     tpu_use_cluster: Literal[False] = False
     tpu_use_sudo: Literal[False] = False
 
@@ -103,6 +104,10 @@ class AccelerateConfig(Section):
             yield SettingError("distributed_type", MULTI_CPU, "", remedy)
         if self.use_cpu and self.distributed_type in ("DEEPSPEED", "FSDP"):
             yield SettingError("use_cpu", CPU_AND_SHARDED, "", "leave it out: the profile's device decides")
+        elif self.use_cpu:
+            yield SettingError("use_cpu", _MACHINE, "", "leave it out, and use launch.device")
+        if self.mixed_precision != "no":
+            yield SettingError("mixed_precision", _MACHINE, "", "leave it out, and use launch.precision")
         for kind, key in (("DEEPSPEED", "deepspeed_config"), ("FSDP", "fsdp_config")):
             given = getattr(self, key) is not None
             if given != (self.distributed_type == kind):

@@ -6,6 +6,7 @@ shared state is reset, which a real run never needs.
 
 import dataclasses
 import json
+import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -45,14 +46,19 @@ def fault(name: str, stack: ExitStack) -> None:
 
         PartialState(cpu=False, backend="gloo")
 
+    def group_of_cpus(placed):
+        from accelerate import PartialState
+
+        os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
+        PartialState(cpu=True, backend="gloo")
+
     faults = {
         "cut everything": lambda: mock.patch.object(Engine, "deepspeed", cut_everything),
         "own tokens only": lambda: changed(average_tokens_across_devices=False),
         "use_cpu": lambda: changed(use_cpu=True, deepspeed=None),
         "no use_cpu": lambda: changed(use_cpu=False),
+        "group of cpus": lambda: mock.patch.object(pipeline, "start_engine", group_of_cpus),
         "group without cpu": lambda: mock.patch.object(pipeline, "start_engine", without_use_cpu),
-        "no group": lambda: mock.patch.object(pipeline, "start_engine", lambda placed: None),
-        "no configured state": lambda: changed(accelerator_config=None),
         "bf16": lambda: changed(bf16=True),
         "double accumulation": lambda: changed(gradient_accumulation_steps=2),
         "stage 2": lambda: mock.patch.object(
@@ -74,7 +80,7 @@ def make_run(job: dict) -> dict:
     from finelaunch.run.directory import RunDirectory
     from finelaunch.run.ranks import Ranks
 
-    AcceleratorState._reset_state()
+    AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     ranks = Ranks.from_environment()
     given = read_overrides(job.get("overrides", ()))
@@ -117,8 +123,6 @@ def evaluation(run: Path, machine, ranks) -> dict:
 
 
 def main() -> None:
-    import os
-
     from finelaunch.run import log
     from finelaunch.training.placement import expose_gpus, stop_engine
 

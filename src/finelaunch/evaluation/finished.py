@@ -56,7 +56,7 @@ class FinishedModel:
 def save_model(
     run: RunDirectory,
     model: "PreTrainedModel",
-    weights: Mapping[str, Any] | None,
+    weights: dict[str, Any] | None,
     tokenizer: "PreTrainedTokenizerBase",
     task_values: Mapping[str, Any],
     facts: Mapping[str, Any],
@@ -68,7 +68,7 @@ def save_model(
     Args:
         run: The run directory.
         model: The model; its parameters may be empty where an engine keeps them in parts.
-        weights: All of its weights, whole.
+        weights: All of its weights, whole; None: the model's own are.
         tokenizer: Its tokenizer.
         task_values: The task section.
         facts: What the training rows settled.
@@ -80,9 +80,12 @@ def save_model(
     """
     run.model_facts.unlink(missing_ok=True)
     # Under the names of the model itself: the names of the checkpoint it came from depend on how that was loaded.
-    whole = None if weights is None else dict(weights)
-    model.save_pretrained(run.model, state_dict=whole, save_original_format=False)
-    check_weights(run.model, {name: whole_shape(parameter) for name, parameter in model.named_parameters()})
+    shapes = {name: whole_shape(parameter) for name, parameter in model.named_parameters()}
+    if weights is not None:  # gathered, tied weights are there twice
+        names = {*shapes, *(name for name, _ in model.named_buffers())}
+        weights = {name: tensor for name, tensor in weights.items() if name in names}
+    model.save_pretrained(run.model, state_dict=weights, save_original_format=False)
+    check_weights(run.model, shapes)
     tokenizer.save_pretrained(run.model)
     content = {"task": dict(task_values), "facts": dict(facts), "threshold": threshold, "base": dict(base)}
     write_json(run.model_facts, content)

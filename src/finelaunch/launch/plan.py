@@ -7,17 +7,19 @@ written formulas (``estimate.py``) and change nothing.
 
 import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from finelaunch.data.sources import HUB_PREFIX
 from finelaunch.engines import Engine
 from finelaunch.errors import FinelaunchError
 from finelaunch.launch.estimate import advice, byte_text, estimate_memory, forecast_traffic
 from finelaunch.launch.place import check_place, place
 from finelaunch.launch.profile import Profile
 from finelaunch.models.size import ModelSize, model_size
-from finelaunch.preparation import cached_report
+from finelaunch.preparation import cached_report, given_splits
 from finelaunch.recipe.schema import Recipe
 from finelaunch.section.document import Document
 from finelaunch.training.placement import Placement, batch_arithmetic
@@ -180,7 +182,7 @@ def _environment(profile: Profile) -> dict[str, str]:
 
 
 def _by_hand(profile: Profile, train: Sequence[str]) -> str:
-    command = " ".join(["finelaunch", *train])
+    command = shlex.join(("finelaunch", *train))
     if profile.target == "inprocess":
         return command
     return f"torchrun --nproc-per-node {profile.num_processes or 'gpu'} -m {command}"
@@ -198,6 +200,8 @@ def _batch(recipe: Recipe, profile: Profile, placement: Placement | None) -> dic
 
 def _report(recipe: Recipe, document: Document) -> dict[str, Any] | None:
     """Return what is known of the prepared data; None where it is not prepared, or cannot be looked for."""
+    if _is_on_hub(recipe):
+        return None
     try:
         values = recipe.task.model_dump(mode="json")
         return cached_report(recipe.data, recipe.model, values, document)
@@ -205,11 +209,17 @@ def _report(recipe: Recipe, document: Document) -> dict[str, Any] | None:
         return None
 
 
+def _is_on_hub(recipe: Recipe) -> bool:
+    """Return whether rows come from the hub: which they are only it can say, and a plan asks nobody."""
+    return any(split.path.startswith(HUB_PREFIX) for split in given_splits(recipe.data).values())
+
+
 def _steps(recipe: Recipe, report: Mapping[str, Any] | None) -> dict[str, Any]:
     training = recipe.training
     if report is None:
         known = f"{training.max_steps} in all; " if training.max_steps > 0 else ""
-        text = f"{known}those of an epoch are unknown until the data is encoded, which train and launch do first"
+        why = ", as the data is the hub's" if _is_on_hub(recipe) else " until the data is encoded"
+        text = f"{known}those of an epoch are unknown{why}; train and launch prepare it first"
         return {"epoch": None, "total": training.max_steps if training.max_steps > 0 else None, "text": text}
     epoch = math.ceil(report["splits"]["train"]["num_features"] / training.global_batch_size)
     total = training.max_steps if training.max_steps > 0 else math.ceil(training.num_train_epochs * epoch)

@@ -22,6 +22,8 @@ from finelaunch.training.verify import verify
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
+    from finelaunch.training.trainer import FinelaunchTrainer
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -30,7 +32,7 @@ class Trained:
     Args:
         model: The plain model; its parameters are empty where the engine keeps them in parts.
         measured: What to evaluate: the plain model, or what the engine made of it.
-        weights: All weights, whole, on the first rank.
+        weights: All weights, whole, on the first rank, where the model's own are parts.
         figures: loss (of the last interval), steps, rates, memory and size, under the metric keys of ``train``.
         evaluated_step: The step after which the validation split was last measured, if it was.
     """
@@ -148,8 +150,10 @@ def parameters_of(model: "PreTrainedModel") -> dict[str, int]:
     return {"total": sum(size for size, _ in sizes), "trainable": sum(size for size, trained in sizes if trained)}
 
 
-def _whole_weights(trainer: "Trainer") -> dict[str, Any] | None:
-    """Return the whole model's weights on the first rank, gathered where they are cut; to be called by all ranks."""
+def _whole_weights(trainer: "FinelaunchTrainer") -> dict[str, Any] | None:
+    """Return the whole model's weights on the first rank where they are cut; to be called by all ranks."""
+    if not trainer.measures_wrapped:
+        return None
     weights: Any = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     return weights if trainer.is_world_process_zero() else None
 
