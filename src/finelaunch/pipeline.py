@@ -26,6 +26,7 @@ from finelaunch.run.lock import RunLock
 from finelaunch.run.ranks import ALONE, Gate, Ranks
 from finelaunch.section.document import Document
 from finelaunch.tasks import task_for
+from finelaunch.training.checkpoints import check_engine, checkpoint_to_resume
 from finelaunch.training.placement import Placement, move, settle, start_engine
 
 if TYPE_CHECKING:
@@ -79,12 +80,12 @@ def train_recipe(job: Job, run: RunDirectory, allow_change: Collection[str] = ()
         return _follow(job, run, placement, gate)
     recipe, launch = job.recipe.model_dump(mode="json"), job.profile.model_dump(mode="json")
     with RunLock(run.lock):
-        if permitted := refuse_another_job(run, job.recipe, job.profile, allow_change):
+        if permitted := refuse_another_job(run, job.recipe, job.profile, placement, allow_change):
             run.restate(recipe, launch, permitted)
         if run.has_trained():
             if run.finished():
                 gate.meet()
-                gate.open(FINISHED)
+                gate.dismiss(FINISHED)
                 log.say(f"{run.path} is finished; --fresh trains anew, --name NAME beside it")
                 return json.loads(run.metrics.read_text(encoding="utf-8"))
         else:
@@ -107,14 +108,17 @@ def train_recipe(job: Job, run: RunDirectory, allow_change: Collection[str] = ()
             raise
 
 
-def refuse_another_job(run: RunDirectory, recipe: Recipe, profile: Profile, allow_change: Collection[str]) -> list[str]:
+def refuse_another_job(
+    run: RunDirectory, recipe: Recipe, profile: Profile, placement: Placement, allow_change: Collection[str]
+) -> list[str]:
     """Refuse to continue a run that was begun with another recipe or on another machine.
 
     Returns:
         The keys that differ and may.
 
     Raises:
-        BadInput: With the keys that differ and may not; nothing may in a finished run.
+        BadInput: With the keys that differ and may not (nothing may in a finished run), or the newest checkpoint is one
+            that the engine asked for cannot continue.
     """
     if not run.has_trained():
         return []
@@ -122,6 +126,8 @@ def refuse_another_job(run: RunDirectory, recipe: Recipe, profile: Profile, allo
     before, after = dict(flatten(run.stated())), dict(flatten(asked))
     refused, permitted = differences(before, after, () if run.finished() else allow_change)
     refuse_differences(run, refused)
+    if permitted and (checkpoint := checkpoint_to_resume(recipe.training.resume, run)):
+        check_engine(checkpoint, placement)
     return permitted
 
 
@@ -162,7 +168,10 @@ def _name_full_memory(error: BaseException, placement: Placement) -> None:
     Raises:
         FinelaunchError: That is what ``error`` is.
     """
-    if type(error).__name__ == "OutOfMemoryError":
+    signs = ("CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "NCCL Error 1", "Failed to CUDA calloc")
+    if type(error).__name__ == "OutOfMemoryError" or (
+        placement.device == "cuda" and isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+    ):
         size = max(1, placement.per_device_batch_size // 2)
         while placement.global_batch_size % size:
             size -= 1

@@ -145,7 +145,7 @@ def make_plan(
         },
         argv=(PYTHON, "-m", "finelaunch", *train, "--run-dir", RUN, *options),
         environment=_environment(profile),
-        by_hand=_by_hand(profile, train),
+        by_hand=_by_hand(profile, (*train, *options)),
         batch=_batch(recipe, profile, placement),
         steps=_steps(recipe, report),
         memory=memory,

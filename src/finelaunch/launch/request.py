@@ -85,6 +85,11 @@ def read_request(environment: Mapping[str, str], ranks: Ranks) -> Request:
         if environment.get("FSDP_VERSION", "1") != "2":
             remedy = "set fsdp_version: 2, as in accelerate_configs/fsdp2.yaml"
             raise BadInput(Problem("accelerate config", "fsdp_version", "FSDP1 is not offered", "2", remedy))
+        kept_whole = environment.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() != "true"
+        if kept_whole or environment.get("FSDP_TRANSFORMER_CLS_TO_WRAP"):
+            key = "fsdp_reshard_after_forward" if kept_whole else "fsdp_transformer_layer_cls_to_wrap"
+            remedy = "start with finelaunch launch and launch.accelerate_config=FILE, or leave it out"
+            raise BadInput(Problem("accelerate config", key, "is not read from the environment", "", remedy))
         return Request("fsdp2", precision, "all" if _is_true(environment, "FSDP_OFFLOAD_PARAMS") else None)
     if from_accelerate:
         return Request("ddp" if ranks.is_launched else "single", precision)

@@ -98,7 +98,7 @@ class Gate:
         self.ranks = ranks
         self.timeout_seconds = timeout_seconds
         number = next(self._numbers)  # the same on every rank, for processes that make several runs
-        self._alive, self._word = f"finelaunch/{number}/alive", f"finelaunch/{number}/word"
+        self._alive, self._word, self._read = (f"finelaunch/{number}/{key}" for key in ("alive", "word", "read"))
         self._store: Any = None
         self._opened = threading.Event()
 
@@ -142,6 +142,15 @@ class Gate:
         if self._store is not None:
             self._store.set(self._word, word)
 
+    def dismiss(self, word: str) -> None:
+        """Let the others end with a word for them; the first rank stays until all have read it, since it keeps it."""
+        self.open(word)
+        deadline = time.monotonic() + self.timeout_seconds
+        while self._store is not None and time.monotonic() < deadline:
+            if self._store.add(self._read, 0) >= self.ranks.world_size - 1:
+                return
+            time.sleep(LOOK_SECONDS)
+
     def wait(self) -> str:
         """Return the first rank's word.
 
@@ -162,7 +171,9 @@ class Gate:
                         "while it prepared the run; see its log"
                     )
                 time.sleep(LOOK_SECONDS)
-            return self._store.get(self._word).decode()
+            word = self._store.get(self._word).decode()
+            self._store.add(self._read, 1)
+            return word
         except RuntimeError as error:  # the store went with the first rank
             why = str(error).splitlines()[0]
             raise FinelaunchError(f"rank {self.ranks.rank}: the first rank has ended: {why:.200}") from None

@@ -88,6 +88,19 @@ def training_arguments(section: TrainingSection, placement: Placement, checkpoin
     )
 
 
+def layer_classes(model: Any) -> list[str]:
+    """Return the names of the classes of the model's layers, the units that FSDP2 cuts and gathers.
+
+    Not the model's own ``_no_split_modules``: those of BERT hold the embeddings, which accelerate cuts by themselves,
+    and torch refuses to cut a weight twice.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return sorted(
+        {type(module).__name__ for module in model.modules() if isinstance(module, GradientCheckpointingLayer)}
+    )
+
+
 @contextmanager
 def built_whole(arguments: TrainingArguments) -> Iterator[None]:
     """Let a model be built whole under ZeRO-3 too, and cut when it is prepared.

@@ -94,6 +94,9 @@ def check_foreign(checkpoint: Path, model: "PreTrainedModel", num_steps: int) ->
     Raises:
         BadInput: It is one of these.
     """
+    if not (checkpoint / "config.json").exists():
+        what = f"{checkpoint} holds the parts of FSDP2, which only its own run can continue"
+        raise BadInput(Problem("recipe", "training.resume", what, "auto, never or a checkpoint with config.json"))
     step = step_of(checkpoint) or 0
     what = f"{checkpoint} stands at step {step}, and {num_steps} steps are asked for" if step >= num_steps else ""
     saved = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))

@@ -118,7 +118,7 @@ class Journal(TrainerCallback):
             "step": state.global_step,
             "epoch": round(float(state.epoch or 0.0), 4),
             "loss": logs["loss"],
-            "grad_norm": logs.get("grad_norm"),
+            "grad_norm": _finite(logs.get("grad_norm")),
             "learning_rate": logs.get("learning_rate"),
             "tokens_per_second": round(tokens / seconds, 1),
             "samples_per_second": round(self._rows / seconds, 3),
@@ -173,6 +173,11 @@ class Journal(TrainerCallback):
         rate = f"learning rate {row['learning_rate']:.3g}"
         clock = f"{int(remaining // 60)}:{int(remaining % 60):02d} left"
         say(f"step {row['step']}/{max_steps}  epoch {row['epoch']:.2f}  {figures}  {rate}  {clock}")
+
+
+def _finite(number: float | None) -> float | None:
+    """Return ``number``, or None where it is none that JSON can write: fp16 skips a step whose gradient overflows."""
+    return number if number is not None and math.isfinite(number) else None
 
 
 def _bar() -> Progress:

@@ -117,8 +117,11 @@ def settle(placement: Placement, ranks: Ranks) -> Placement:
             others = "launch.precision=fp16, fp32 or auto"
             raise RequirementMissing(f"launch.precision: {name} has no {precision}; use {others}")
     if placement.precision == "auto":
-        has_fp16 = torch.cuda.get_device_capability() >= (7, 0)
-        return replace(placement, precision="bf16" if has_bf16 else "fp16" if has_fp16 else "fp32")
+        has_fp16 = torch.cuda.get_device_capability() >= (7, 0) and placement.engine.name != "fsdp2"
+        placement = replace(placement, precision="bf16" if has_bf16 else "fp16" if has_fp16 else "fp32")
+    # The same switch as the Trainer's, so that evaluation and prediction compute as training does.
+    backends: Any = torch.backends
+    backends.fp32_precision = "tf32" if placement.precision == "tf32" else "ieee"
     return placement
 
 

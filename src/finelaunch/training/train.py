@@ -80,6 +80,7 @@ def train(
     from transformers import PrinterCallback
     from transformers.integrations.integration_utils import TensorBoardCallback
 
+    from finelaunch.training.arguments import layer_classes
     from finelaunch.training.journal import Dropout, Journal, Start
     from finelaunch.training.trainer import FinelaunchTrainer, loss_rule
 
@@ -108,6 +109,9 @@ def train(
         if checkpoint is None and on_untrained is not None:
             on_untrained(trainer.measured_model)
 
+    if placement.engine.name == "fsdp2":
+        plugin: Any = arguments.fsdp_plugin_args
+        plugin.setdefault("transformer_cls_names_to_wrap", layer_classes(model))
     journal = Journal(run, sampler)
     start = Start(on_start)
     writer = SummaryWriter(str(run.tensorboard), purge_step=step + 1) if run.writes else None

@@ -22,6 +22,7 @@ WHY = {
     "backend": "the process group was made by someone else, or for another device",
     "device": "a GPU was visible to a CPU run, or hidden from a GPU run (CUDA_VISIBLE_DEVICES)",
     "precision": "accelerate takes it from ACCELERATE_MIXED_PRECISION where nothing else is said",
+    "offload": "a DeepSpeed or FSDP configuration says otherwise",
     "global_batch_size": "a DeepSpeed or accelerate configuration gives sizes of its own",
     "num_gpus": "transformers wraps the model in nn.DataParallel where one process sees several GPUs",
 }
@@ -37,6 +38,7 @@ def asked(placement: Placement) -> dict[str, Any]:
         "device": placement.device,
         "precision": placement.precision,
         "global_batch_size": placement.global_batch_size,
+        "offload": placement.engine.offload,
         "num_gpus": 1 if placement.device == "cuda" else 0,
     }
 
@@ -55,13 +57,13 @@ def live(trainer: "FinelaunchTrainer") -> dict[str, Any]:
         precision = "bf16" if wrapped.bfloat16_enabled() else "fp16" if wrapped.fp16_enabled() else "fp32"
     else:
         precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
-    if precision == "fp32" and torch.cuda.is_available() and torch.backends.cuda.matmul.allow_tf32:
+    if precision == "fp32" and torch.cuda.is_available() and torch.backends.cuda.matmul.fp32_precision == "tf32":
         precision = "tf32"
     world_size = dist.get_world_size() if grouped else 1
     cut = args.per_device_train_batch_size * args.gradient_accumulation_steps * world_size
     parameter = next(plain.parameters())
     return {
-        "name": _name(wrapped),
+        "name": _name(wrapped, alone_in_group=grouped and world_size == 1),
         "distributed_type": accelerator.distributed_type.value,
         "world_size": world_size if accelerator.num_processes == world_size else accelerator.num_processes,
         "zero_stage": wrapped.zero_optimization_stage() if deepspeed else None,
@@ -74,6 +76,7 @@ def live(trainer: "FinelaunchTrainer") -> dict[str, Any]:
         "gradient_accumulation_steps": args.gradient_accumulation_steps,
         "model_class": type(wrapped).__name__,
         "optimizer_class": type(wrapped.optimizer if deepspeed else _bare(trainer.optimizer)).__name__,
+        "offload": _offload(trainer, wrapped),
         "num_gpus": args.n_gpu if parameter.device.type == "cuda" else 0,
     }
 
@@ -101,7 +104,7 @@ def verify(trainer: "FinelaunchTrainer", placement: Placement) -> dict[str, Any]
             "local rank modulo the visible devices; start no more processes than GPUs"
         )
     del ran["num_gpus"]
-    return {**ran, "device": str(trainer.args.device), "devices": devices, "offload": placement.engine.offload}
+    return {**ran, "device": str(trainer.args.device), "devices": devices}
 
 
 def differing(wanted: dict[str, Any], ran: dict[str, Any]) -> str:
@@ -115,8 +118,11 @@ def differing(wanted: dict[str, Any], ran: dict[str, Any]) -> str:
     return f"engine: asked for {said}, but {found} ran; {WHY[first]}"
 
 
-def _name(wrapped: Any) -> str:
-    """Return the engine that the class of a prepared model belongs to."""
+def _name(wrapped: Any, alone_in_group: bool) -> str:
+    """Return the engine that the class of a prepared model belongs to.
+
+    In a group of one accelerate does not wrap a model on a GPU for DDP: there is nobody to share gradients with.
+    """
     from torch.nn import DataParallel
     from torch.nn.parallel import DistributedDataParallel
 
@@ -129,7 +135,9 @@ def _name(wrapped: Any) -> str:
         return "nn.DataParallel"
     from torch.distributed.fsdp import FSDPModule
 
-    return "fsdp2" if isinstance(wrapped, FSDPModule) else "single"
+    if isinstance(wrapped, FSDPModule):
+        return "fsdp2"
+    return "ddp" if alone_in_group else "single"
 
 
 def _is_deepspeed(wrapped: Any) -> bool:
@@ -139,6 +147,16 @@ def _is_deepspeed(wrapped: Any) -> bool:
 def _bare(optimizer: Any) -> Any:
     """Return the optimizer itself, out of accelerate's wrapper."""
     return getattr(optimizer, "optimizer", optimizer)
+
+
+def _offload(trainer: "FinelaunchTrainer", wrapped: Any) -> str:
+    """Return what lives in host memory, in the words of the launch profile."""
+    if _is_deepspeed(wrapped):
+        weights, optimizer = wrapped.zero_offload_param(), wrapped.zero_offload_optimizer()
+        on_host = [part is not None and str(part.device) not in ("none", "None") for part in (weights, optimizer)]
+        return "all" if on_host[0] else "optimizer" if on_host[1] else "none"
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    return "all" if plugin is not None and bool(plugin.cpu_offload) else "none"
 
 
 def _own_device(trainer: "FinelaunchTrainer") -> str:
