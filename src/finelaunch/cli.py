@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -130,6 +131,7 @@ def train(
     run = run_directory(name, run_dir, find(recipe, "recipes"), ranks.rank)
     placement = place(loaded.training, machine.profile, machine.document)
     check_arithmetic(placement, os.environ, loaded.training.max_grad_norm)
+    _stop_after(machine.profile.max_run_seconds)
     if fresh and ranks.is_first and run.exists():
         log.say(f"the old run is kept in {run.begin_anew()}")
     log.say(f"run {run.path} {machine.sentence()}")
@@ -346,6 +348,14 @@ def _print_table(title: str, metrics: dict[str, Any]) -> None:
     for name, values in rows:
         table.add_row(name, *map(figure_text, values.values()))
     Console().print(table)
+
+
+def _stop_after(seconds: int | None) -> None:
+    """Stop this process as a signal does, after ``seconds``."""
+    if seconds is not None:
+        timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM))
+        timer.daemon = True
+        timer.start()
 
 
 def _interrupt(number: int, frame: object) -> None:

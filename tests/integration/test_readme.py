@@ -18,9 +18,9 @@ REVIEWS = {
 }
 
 
-def commands():
-    """Return the words of each finelaunch command in the section on training one's own."""
-    section = README.read_text(encoding="utf-8").split("## Train your own")[1].split("```")[1]
+def commands(heading="## Train your own"):
+    """Return the words of each finelaunch command in a section, by default the one on training one's own."""
+    section = README.read_text(encoding="utf-8").split(heading)[1].split("```")[1]
     lines = section.replace("\\\n", " ").splitlines()
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("finelaunch ")]
 
@@ -51,3 +51,15 @@ def test_the_commands_run_in_order(tmp_path):
         verbs.append(words[0])
     assert verbs == ["recipes", "validate", "train", "evaluate", "predict"]
     assert done.stdout.strip() in REVIEWS
+
+
+def test_the_commands_on_several_devices_are_plans():
+    several = commands("## On several devices")
+    assert [words[0] for words in several] == ["plan", "launch", "launch"]
+    for words in several:
+        dry = ["--dry-run"] if words[0] == "launch" else []
+        done = subprocess.run(
+            [sys.executable, "-m", "finelaunch", *words, *dry], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, (words, done.stderr)
+        assert done.stdout.startswith(f"{words[1]} on {words[words.index('--on') + 1]}: ")

@@ -210,8 +210,11 @@ def start_and_signal(folder, number):
 
 def test_ctrl_c_answers_75_and_a_killed_run_leaves_no_lock_behind(tmp_path):
     folder = tmp_path / "run"
-    assert start_and_signal(folder, signal.SIGINT) == 75
-    assert not (folder / "lock.json").exists()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        assert start_and_signal(folder, number) == 75
+        assert not (folder / "lock.json").exists()
+    stops = [event["signal"] for event in read_lines(folder / "events.jsonl") if event["event"] == "stopped"]
+    assert stops == ["SIGINT", "SIGTERM"]
     assert start_and_signal(folder, signal.SIGKILL) == -signal.SIGKILL
     assert (folder / "lock.json").exists()
     done = subprocess.run(
@@ -224,3 +227,11 @@ def test_ctrl_c_answers_75_and_a_killed_run_leaves_no_lock_behind(tmp_path):
     assert done.returncode == 0, done.stderr
     assert RunDirectory(folder).finished()
     assert [row["step"] for row in read_lines(folder / "train_log.jsonl")][-1] >= 60
+
+
+def test_a_run_that_may_last_only_so_long_stops_and_can_go_on(tmp_path):
+    words = [*command(tmp_path / "run"), "training.num_train_epochs=2000", "launch.max_run_seconds=15"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 75, done.stderr
+    assert "the same command continues" in done.stderr
+    assert not RunDirectory(tmp_path / "run").finished()
