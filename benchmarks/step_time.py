@@ -1,10 +1,10 @@
 """What a step costs beside a bare loop, and what a second rank brings: python benchmarks/step_time.py [ROUNDS].
 
 MiniLM (22.7M parameters), IMDb classification, global batch 32 at 128 tokens, fp32, CPU. In turns, several rounds on
-the same machine, so that a noisy neighbour hits all of them: (a) a bare torch loop with 2 threads over the same batches,
-(b) ``finelaunch train`` with 2 threads, (c) ``finelaunch launch --on cpu_ddp``: 2 ranks with 1 thread each. Reported are
-ratios of the medians over all steps but the first ones; (b) and (c) are timed by their own train_log.jsonl, from one
-logged step to the next, so that everything between two steps counts.
+the same machine, so that a noisy neighbour hits all of them: (a) a bare torch loop with 2 threads over the same
+batches, (b) ``finelaunch train`` with 2 threads, (c) ``finelaunch launch --on cpu_ddp``: 2 ranks with 1 thread each.
+Reported are ratios of the medians over all steps but the first ones; (b) and (c) are timed by their own
+train_log.jsonl, from one logged step to the next, so that everything between two steps counts.
 """
 
 import json

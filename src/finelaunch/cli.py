@@ -2,9 +2,7 @@
 
 import json
 import os
-import signal
 import sys
-import threading
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +10,7 @@ import typer
 
 from finelaunch import __version__
 from finelaunch.errors import EXIT_FAILURE, EXIT_STOPPED, BadInput, FinelaunchError, Interrupted, Problem
+from finelaunch.run import signals
 
 app = typer.Typer(
     name="finelaunch",
@@ -116,7 +115,8 @@ def train(
     from finelaunch.launch.check import check
     from finelaunch.launch.place import place
     from finelaunch.launch.request import check_arithmetic, this_machine
-    from finelaunch.pipeline import Job, run_directory, train_recipe
+    from finelaunch.launch.runs import run_directory
+    from finelaunch.pipeline import Job, train_recipe
     from finelaunch.recipe.load import read_overrides
     from finelaunch.run import log
     from finelaunch.run.ranks import Ranks
@@ -131,7 +131,7 @@ def train(
     run = run_directory(name, run_dir, find(recipe, "recipes"), ranks.rank)
     placement = place(loaded.training, machine.profile, machine.document)
     check_arithmetic(placement, os.environ, loaded.training.max_grad_norm)
-    _stop_after(machine.profile.max_run_seconds)
+    signals.stop_after(machine.profile.max_run_seconds)
     if fresh and ranks.is_first and run.exists():
         log.say(f"the old run is kept in {run.begin_anew()}")
     log.say(f"run {run.path} {machine.sentence()}")
@@ -187,20 +187,28 @@ def launch(
 ) -> None:
     """Train on the machine of a profile: starts its processes, watches them and answers for them."""
     if dry_run:
+        ignored = {"--fresh": fresh, "--port": port is not None, "--name": name, "--run-dir": run_dir}
+        if given_words := [word for word, given in ignored.items() if given]:
+            what = f"{' and '.join(given_words)} have no effect with --dry-run, where run and port are symbols"
+            raise BadInput(Problem("command line", "--dry-run", what, "", "leave them out"))
         plan(recipe, overrides, on, allow_change, as_json)
         return
     from finelaunch.launch.check import check
     from finelaunch.launch.devices import default_on, free_port, on_this_machine
     from finelaunch.launch.local import launch as start
-    from finelaunch.launch.local import tell
     from finelaunch.launch.place import place
     from finelaunch.launch.plan import make_plan
     from finelaunch.launch.profile import load_profile
-    from finelaunch.pipeline import refuse_another_job, run_directory
+    from finelaunch.launch.runs import refuse_another_job, run_directory
     from finelaunch.recipe.load import read_overrides
     from finelaunch.run import log
+    from finelaunch.run.lock import RunLock
+    from finelaunch.run.ranks import Ranks
     from finelaunch.section.lookup import find
 
+    if Ranks.from_environment().is_launched:
+        what = "launch starts processes, and this one was started as one of several"
+        raise BadInput(Problem("environment", "RANK", what, "", "use train here, or launch without torchrun"))
     given = read_overrides(overrides or ())
     loaded, document = check(recipe, given, on)
     profile_name = on or default_on()
@@ -219,10 +227,11 @@ def launch(
     log.set_up()
     if fresh and run.exists():
         log.say(f"the old run is kept in {run.begin_anew()}")
-    refuse_another_job(run, loaded, profile, place(loaded.training, profile, profile_document), allow_change or ())
-    ending = start(made, profile, run, port)
-    tell(ending, run, log.say)
-    sys.exit(ending.exit_code)
+    run.refuse_foreign_files()
+    placement = place(loaded.training, profile, profile_document)
+    with RunLock(run.lock):
+        refuse_another_job(run, loaded, profile, placement, allow_change or ())
+    sys.exit(start(made, profile, run, port))
 
 
 @app.command()
@@ -350,30 +359,11 @@ def _print_table(title: str, metrics: dict[str, Any]) -> None:
     Console().print(table)
 
 
-def _stop_after(seconds: int | None) -> None:
-    """Stop this process as a signal does, after ``seconds``."""
-    if seconds is not None:
-        timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM))
-        timer.daemon = True
-        timer.start()
-
-
-def _interrupt(number: int, frame: object) -> None:
-    global _stopping
-    _stopping = True
-    raise Interrupted(signal.Signals(number).name)
-
-
-_stopping = False
-"""Whether a signal has asked for the end: what a rank meets after it comes from its peers, which end as well."""
-
-
 def main() -> None:
     """Run the command line; every end that a user can act on is one message and an exit code."""
     from finelaunch.run.log import complain
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+    signals.listen()
     try:
         app(standalone_mode=True)
     except FinelaunchError as error:
@@ -386,7 +376,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_FAILURE)
     except Exception:
-        if not _stopping:
+        if not signals.stopping():
             raise
         complain("stopped")
         sys.exit(EXIT_STOPPED)

@@ -126,17 +126,17 @@ class AccelerateConfig(Section):
     fsdp_config: _Fsdp | None = None
     mixed_precision: Literal["no", "fp16", "bf16"] = Field(default="no", description="the profile's precision")
     use_cpu: bool = Field(default=False, description="false: the profile's device decides")
-    # Of the way accelerate starts processes; nothing here changes what runs.
-    num_machines: int = Field(default=1, ge=1)
-    machine_rank: int = Field(default=0, ge=0)
+    # Of the way accelerate starts processes; nothing that may stand here changes what runs.
+    num_machines: Literal[1] = 1
+    machine_rank: Literal[0] = 0
     main_process_ip: str | None = None
     main_process_port: int | None = None
     rdzv_backend: Literal["static", "c10d"] = "static"
     same_network: bool = True
     main_training_function: str = "main"
     gpu_ids: Literal["all"] = "all"
-    debug: bool = False
-    enable_cpu_affinity: bool = False
+    debug: Literal[False] = False
+    enable_cpu_affinity: Literal[False] = False
     downcast_bf16: Literal["no", False] = "no"
     tpu_env: list[str] | None = Field(default=None, max_length=0)
     tpu_use_cluster: Literal[False] = False
@@ -166,13 +166,11 @@ class Engine:
 
     Args:
         name: One of :data:`NAMES`.
-        num_processes: Processes where nobody says otherwise.
         offload: What lives in host memory: nothing, the optimizer's state, or the weights as well.
         fsdp: Settings of FSDP2.
     """
 
     name: str
-    num_processes: int = 1
     offload: Offload = "none"
     fsdp: Mapping[str, Any] | None = None
 
@@ -190,6 +188,10 @@ class Engine:
     def is_distributed(self) -> bool:
         """Whether it runs in a process group, be it of one process."""
         return self.name != "single"
+
+    def backend(self, device: str) -> str | None:
+        """Return what collectives run over."""
+        return None if not self.is_distributed else "gloo" if device == "cpu" else "nccl"
 
     def deepspeed(self) -> dict[str, Any] | None:
         """Return the DeepSpeed configuration; sizes, clipping and precision follow the Trainer's arguments.
@@ -248,7 +250,7 @@ def load_engine(name: str, origin: str = COMMAND_LINE) -> Engine:
     """
     path = find(name, "accelerate_configs", origin, "launch.accelerate_config")
     config = build(AccelerateConfig, read_file(path))
-    engine = Engine(_name(config), config.num_processes)
+    engine = Engine(_name(config))
     if config.fsdp_config is not None:
         return replace(engine, fsdp=config.fsdp_config.passed_on())
     return engine

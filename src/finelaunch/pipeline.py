@@ -3,30 +3,27 @@
 prepared data -> base figures -> method -> training -> figures -> model and predictions in the run directory
 """
 
-import errno
 import json
-import shutil
 import sys
 from collections.abc import Collection
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finelaunch.errors import BadInput, FinelaunchError, Interrupted, Problem, Stopped
+from finelaunch.errors import Interrupted, Stopped
 from finelaunch.launch.place import place
 from finelaunch.launch.profile import Profile
-from finelaunch.recipe.load import flatten
+from finelaunch.launch.runs import refuse_another_job
 from finelaunch.recipe.schema import Recipe
 from finelaunch.reporting.card import model_card
 from finelaunch.run import log
-from finelaunch.run.directory import RunDirectory, Stopwatch, differences, is_permitted, refuse_differences
+from finelaunch.run.directory import RunDirectory, Stopwatch, is_permitted, refuse_differences
 from finelaunch.run.files import write_json, write_lines, write_text
 from finelaunch.run.lock import RunLock
-from finelaunch.run.ranks import ALONE, Gate, Ranks
+from finelaunch.run.ranks import ALONE, Gate, Ranks, gather
 from finelaunch.section.document import Document
 from finelaunch.tasks import task_for
-from finelaunch.training.checkpoints import check_engine, checkpoint_to_resume
+from finelaunch.training.faults import name_full_disk, name_full_memory
 from finelaunch.training.placement import Placement, move, settle, start_engine
 
 if TYPE_CHECKING:
@@ -35,7 +32,6 @@ if TYPE_CHECKING:
     from finelaunch.tasks.base import Measured
 
 
-NO_SPACE_BYTES = 1 << 20
 FINISHED = "finished"
 """The first rank's word to the others where there is nothing left to do."""
 
@@ -103,32 +99,9 @@ def train_recipe(job: Job, run: RunDirectory, allow_change: Collection[str] = ()
         except BaseException as error:
             with suppress(OSError):
                 run.record("failed", error=f"{type(error).__name__}: {error}")
-            _name_full_disk(error, run)
-            _name_full_memory(error, placement)
+            name_full_disk(error, run)
+            name_full_memory(error, placement)
             raise
-
-
-def refuse_another_job(
-    run: RunDirectory, recipe: Recipe, profile: Profile, placement: Placement, allow_change: Collection[str]
-) -> list[str]:
-    """Refuse to continue a run that was begun with another recipe or on another machine.
-
-    Returns:
-        The keys that differ and may.
-
-    Raises:
-        BadInput: With the keys that differ and may not (nothing may in a finished run), or the newest checkpoint is one
-            that the engine asked for cannot continue.
-    """
-    if not run.has_trained():
-        return []
-    asked = {**recipe.model_dump(mode="json"), "launch": profile.model_dump(mode="json")}
-    before, after = dict(flatten(run.stated())), dict(flatten(asked))
-    refused, permitted = differences(before, after, () if run.finished() else allow_change)
-    refuse_differences(run, refused)
-    if permitted and (checkpoint := checkpoint_to_resume(recipe.training.resume, run)):
-        check_engine(checkpoint, placement)
-    return permitted
 
 
 def _follow(job: Job, run: RunDirectory, placement: Placement, gate: Gate) -> dict[str, Any]:
@@ -144,42 +117,8 @@ def _follow(job: Job, run: RunDirectory, placement: Placement, gate: Gate) -> di
     except (Interrupted, KeyboardInterrupt):
         raise Stopped("stopped") from None
     except BaseException as error:
-        _name_full_memory(error, placement)
+        name_full_memory(error, placement)
         raise
-
-
-def _name_full_disk(error: BaseException, run: RunDirectory) -> None:
-    """Raise what a full disk comes to; torch reports one as a RuntimeError without saying so.
-
-    Raises:
-        FinelaunchError: Nothing, or next to nothing, can be written in the run directory.
-    """
-    free = shutil.disk_usage(run.path).free
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if full or (isinstance(error, RuntimeError) and free < NO_SPACE_BYTES):
-        raise FinelaunchError(
-            f"{run.path}: cannot be written: no space left ({free:,} bytes free); make room, the same command continues"
-        ) from None
-
-
-def _name_full_memory(error: BaseException, placement: Placement) -> None:
-    """Raise what a GPU without memory left comes to.
-
-    Raises:
-        FinelaunchError: That is what ``error`` is.
-    """
-    signs = ("CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "NCCL Error 1", "Failed to CUDA calloc")
-    if type(error).__name__ == "OutOfMemoryError" or (
-        placement.device == "cuda" and isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
-    ):
-        size = max(1, placement.per_device_batch_size // 2)
-        while placement.global_batch_size % size:
-            size -= 1
-        raise FinelaunchError(
-            f"out of memory on {placement.device}: {str(error).splitlines()[0]:.200}; try "
-            f"launch.per_device_batch_size={size} (the global batch stays), launch.per_device_eval_batch_size=8 or "
-            "launch.activation_checkpointing=true, with --allow-change launch where the run has begun"
-        ) from None
 
 
 def _stages(
@@ -229,7 +168,7 @@ def _stages(
     )
     seconds.lap("load")
 
-    last: dict[str, Any] = {"base": run.read_manifest().get("base_figures")}
+    last: dict[str, Any] = {"base": gather(run.read_manifest().get("base_figures") if run.writes else None)[0]}
 
     def on_untrained(model: Any) -> None:
         last["base"] = _base_figures(evaluator, model, prepared)
@@ -375,21 +314,3 @@ def _with_generations(
 def _write_card(run: RunDirectory, metrics: dict[str, Any]) -> None:
     """Write ``model/README.md``: what it is, from what, on what, and how good."""
     write_text(run.model / "README.md", model_card(run.path.name, run.stated(), run.read_manifest(), metrics))
-
-
-def run_directory(name: str | None, run_dir: Path | None, recipe_file: Path, rank: int = 0) -> RunDirectory:
-    """Return the run directory: ``run_dir``, else ``runs/NAME``, by default ``runs/<folder>-<stem>`` of the recipe.
-
-    Raises:
-        BadInput: Both are given, or the name is a path.
-    """
-    if run_dir is not None and name is not None:
-        raise BadInput(Problem("command line", "--name", "has no effect with --run-dir", "", "give one of them"))
-    if name is not None and (not name.strip(". ") or Path(name).name != name):
-        raise BadInput(
-            Problem("command line", "--name", f"{name!r} is no name of a folder", "", "or use --run-dir DIR")
-        )
-    if run_dir is not None:
-        return RunDirectory(run_dir, rank)
-    folder = recipe_file.resolve().parent.name
-    return RunDirectory(Path("runs", name or f"{folder}-{recipe_file.stem}"), rank)

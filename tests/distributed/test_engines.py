@@ -127,6 +127,7 @@ LIES = {
     "DeepSpeed with use_cpu": ("cpu_zero2", ["use_cpu", "group of cpus"], "asked for name zero2, but name ddp ran"),
     "another stage": ("cpu_zero3", ["stage 2"], "asked for name zero3, but name zero2 ran"),
     "bf16 from somewhere": ("cpu_ddp", ["bf16"], "asked for precision fp32, but precision bf16 ran"),
+    "weights in 16 bit": ("cpu_ddp", ["half weights"], "asked for dtype float32, but dtype bfloat16 ran"),
     "another global batch": ("cpu_ddp", ["double accumulation"], "global_batch_size 8, but global_batch_size 16 ran"),
     "several processes that each train alone": (
         "cpu_ddp",

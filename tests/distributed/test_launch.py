@@ -131,9 +131,26 @@ def test_a_rank_that_dies_is_named_and_ends_the_others_within_15_seconds(rank, t
     assert "killed by SIGKILL after step" in said
     assert "the newest checkpoint is of step" in said
     assert not launched.ranks()
+    last = read_lines(tmp_path / "run" / "events.jsonl")[-1]
+    assert (last["event"], last["rank"], last["error"]) == ("failed", rank, "killed by SIGKILL")
     if rank:
         assert f"the end of {tmp_path / 'run' / 'logs' / 'rank_1.log'}:" in said
     print(f"rank {rank} killed: everything had ended after {seconds:.1f} s")
+
+
+def test_ctrl_c_is_heard_while_the_ranks_still_meet(tmp_path):
+    """The first rank waits for the others inside a library then, where Python raises nothing."""
+    launched = Launched(tmp_path / "run")
+    waited_until = time.monotonic() + 120
+    while not (tmp_path / "run" / "events.jsonl").exists():
+        assert launched.process.poll() is None, launched.said()
+        assert time.monotonic() < waited_until
+        time.sleep(0.02)
+    since = time.monotonic()
+    launched.process.send_signal(signal.SIGINT)
+    assert launched.end() == 75, launched.said()
+    assert time.monotonic() - since < 60, "the grace is 120 s"
+    assert not launched.ranks()
 
 
 @pytest.mark.parametrize("profile", ["cpu_ddp", "cpu_zero2", "cpu_zero3"])

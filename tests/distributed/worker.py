@@ -15,9 +15,9 @@ from unittest import mock
 
 def fault(name: str, stack: ExitStack) -> None:
     """Take one guard away, or make one thing differ, for the run that follows."""
-    from finelaunch import pipeline
+    from finelaunch import methods, pipeline
     from finelaunch.engines import Engine
-    from finelaunch.training import arguments, placement
+    from finelaunch.training import arguments
 
     made = arguments.training_arguments
     deepspeed = Engine.deepspeed
@@ -60,13 +60,22 @@ def fault(name: str, stack: ExitStack) -> None:
         "group of cpus": lambda: mock.patch.object(pipeline, "start_engine", group_of_cpus),
         "group without cpu": lambda: mock.patch.object(pipeline, "start_engine", without_use_cpu),
         "bf16": lambda: changed(bf16=True),
+        "half weights": lambda: mock.patch.object(methods, "method_for", return_value=Halved()),
         "double accumulation": lambda: changed(gradient_accumulation_steps=2),
         "stage 2": lambda: mock.patch.object(
             Engine, "deepspeed", lambda engine: deepspeed(dataclasses.replace(engine, name="zero2"))
         ),
     }
     stack.enter_context(faults[name]())
-    assert placement is not None
+
+
+class Halved:
+    """A method that leaves the weights in bf16, as a checkpoint's own dtype would."""
+
+    def apply(self, model):
+        import torch
+
+        return model.to(torch.bfloat16)
 
 
 def make_run(job: dict) -> dict:

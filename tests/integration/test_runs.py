@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from integration.runs import run_recipe
+from integration.runs import curve, run_recipe
 
 from finelaunch.evaluation.again import evaluate_again
 from finelaunch.evaluation.generate import Generation
@@ -241,3 +241,18 @@ def test_a_terminal_gets_a_bar_and_no_wall_of_warnings(tmp_path):
     assert "\x1b[" in text, "a bar moves the cursor"
     for noise in ("FutureWarning", "UserWarning", "Some weights", "it/s]"):
         assert noise not in text
+
+
+def test_a_deterministic_run_uses_deterministic_kernels_and_dropout_of_its_own(tmp_path):
+    import torch
+
+    words = ("training.max_steps=4", "training.logging_steps=1", "evaluation.base=false")
+    try:
+        curves = [
+            curve(run_recipe("imdb/smoke", tmp_path / str(number), *words, "training.deterministic=true"))
+            for number in range(2)
+        ]
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert curves[0] == curves[1]

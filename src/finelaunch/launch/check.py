@@ -44,7 +44,7 @@ def check(name: str, overrides: Mapping[str, Document], profile_name: str | None
     if loaded is None:
         raise BadInput(problems)
     recipe, document = loaded
-    if profile is not None:
+    if profile is not None and profile_name is not None:
         attempt(check_place, recipe.training, profile[0], profile[1])
     for split_name, split in given_splits(recipe.data).items():
         if not split.path.startswith(HUB_PREFIX):

@@ -3,22 +3,23 @@
 import os
 import socket
 import sys
-from collections.abc import Callable
-from pathlib import Path
 
-from finelaunch.errors import EXIT_DONE, EXIT_STOPPED
+from finelaunch.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_REQUIREMENT, EXIT_STOPPED
 from finelaunch.launch.plan import PORT, PYTHON, RANK, RUN, THREADS, LaunchPlan, rank_command
 from finelaunch.launch.processes import Ending, RankProcess, run_ranks, tail
 from finelaunch.launch.profile import Profile
-from finelaunch.run.directory import RunDirectory
+from finelaunch.run.directory import RunDirectory, now
 from finelaunch.run.files import read_lines
+from finelaunch.run.log import say
 
 OTHERS = ("ACCELERATE_", "FSDP_", "TORCHELASTIC_", "SLURM_")
 """Variables of another launcher; what a rank is to know of its own stands in the plan."""
 
 
-def launch(plan: LaunchPlan, profile: Profile, run: RunDirectory, port: int) -> Ending:
-    """Run the processes of ``plan`` to their end; the first rank has the terminal, the others a log file each.
+def launch(plan: LaunchPlan, profile: Profile, run: RunDirectory, port: int) -> int:
+    """Run the processes of ``plan`` to their end and return the exit code for them all.
+
+    The first rank has the terminal, the others a log file each.
 
     Args:
         plan: What to do, with a number of processes.
@@ -34,7 +35,10 @@ def launch(plan: LaunchPlan, profile: Profile, run: RunDirectory, port: int) -> 
     for rank in range(plan.num_processes):
         argv, own = rank_command(plan, {**symbols, RANK: str(rank)})
         ranks.append(RankProcess(rank, argv, {**kept, **own}, run.log_of(rank) if rank else None))
-    return run_ranks(ranks, stop_grace_seconds=profile.stop_grace_seconds, max_run_seconds=profile.max_run_seconds)
+    began = now()
+    ending = run_ranks(ranks, stop_grace_seconds=profile.stop_grace_seconds, max_run_seconds=profile.max_run_seconds)
+    _tell(ending, run, began)
+    return ending.exit_code
 
 
 def num_cores() -> int:
@@ -42,8 +46,8 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def tell(ending: Ending, run: RunDirectory, say: Callable[[str], None]) -> None:
-    """Say how a launch ended, with all that a user needs to find out why."""
+def _tell(ending: Ending, run: RunDirectory, began: str) -> None:
+    """Say how a launch ended, with all that a user needs to find out why, and record the rank that failed."""
     if ending.exit_code == EXIT_DONE:
         return
     if ending.exit_code == EXIT_STOPPED:
@@ -52,22 +56,27 @@ def tell(ending: Ending, run: RunDirectory, say: Callable[[str], None]) -> None:
     if ending.rank is None:
         say(ending.reason)
         return
+    if run.exists():  # the first rank, ended with the others, knows no more than that it was stopped
+        run.record("failed", rank=ending.rank, host=socket.gethostname(), error=ending.reason)
+    if ending.rank == 0 and ending.exit_code in (EXIT_BAD_INPUT, EXIT_REQUIREMENT):
+        return  # it has said it all
     who = f"rank {ending.rank} on {socket.gethostname()}"
-    say(f"{who}: {ending.reason}{_after(run)}; all ranks had ended {ending.seconds_to_end:.1f} s later")
-    log = run.log_of(ending.rank)
-    if ending.rank and (lines := tail(log)):
-        say(f"the end of {log}:")
+    say(f"{who}: {ending.reason}{_after(run, began)}; all ranks had ended {ending.seconds_to_end:.1f} s later")
+    log_file = run.log_of(ending.rank)
+    if ending.rank and (lines := tail(log_file)):
+        say(f"the end of {log_file}:")
         for line in lines:
             say(f"  {line}")
-    elif Path(log).exists():
-        say(f"its log: {log}")
+    elif log_file.exists():
+        say(f"its log: {log_file}")
 
 
-def _after(run: RunDirectory) -> str:
-    """Return the last step that was logged, and the newest checkpoint."""
-    rows = read_lines(run.train_log)
-    saved = [event["step"] for event in read_lines(run.events) if event.get("event") == "saved"]
-    if not rows:
-        return " before the first logged step"
+def _after(run: RunDirectory, began: str) -> str:
+    """Return the last step that was logged since ``began``, and the newest checkpoint."""
+    events = read_lines(run.events)
+    saved = [event["step"] for event in events if event.get("event") == "saved"]
     newest = f"; the newest checkpoint is of step {saved[-1]}" if saved else ", without a checkpoint"
-    return f" after step {rows[-1]['step']}{newest}"
+    rows = read_lines(run.train_log)
+    trained = any(event.get("event") == "training" and event["time"] >= began for event in events)
+    step = f" after step {rows[-1]['step']}" if trained and rows else " before the first logged step"
+    return f"{step}{newest}"

@@ -15,7 +15,7 @@ from typing import Any
 from finelaunch.data.sources import HUB_PREFIX
 from finelaunch.engines import Engine
 from finelaunch.errors import FinelaunchError
-from finelaunch.launch.estimate import advice, byte_text, estimate_memory, forecast_traffic
+from finelaunch.launch.estimate import REDUCE_BUCKET_ELEMENTS, advice, byte_text, estimate_memory, forecast_traffic
 from finelaunch.launch.place import check_place, place
 from finelaunch.launch.profile import Profile
 from finelaunch.models.size import ModelSize, model_size
@@ -26,8 +26,6 @@ from finelaunch.training.placement import Placement, batch_arithmetic
 
 PYTHON, PORT, RUN, RANK, THREADS = "<python>", "<port>", "<run>", "<rank>", "<cores / processes>"
 LATER = "unknown until launch.num_processes_per_node is a number"
-REDUCE_BUCKET = 500_000_000
-"""Elements of DeepSpeed's default bucket; on a CPU only what is used of it takes memory."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +137,7 @@ def make_plan(
         engine={
             "name": engine.name,
             "offload": engine.offload,
-            "backend": backend(profile, engine),
+            "backend": engine.backend(profile.device),
             "deepspeed": engine.deepspeed(),
             "fsdp": engine.fsdp_config(),
         },
@@ -158,11 +156,6 @@ def rank_command(plan: LaunchPlan, symbols: Mapping[str, str]) -> tuple[tuple[st
     """Return the command and the environment of one rank, symbols replaced."""
     argv = tuple(symbols.get(word, word) for word in plan.argv)
     return argv, {name: symbols.get(value, value) for name, value in plan.environment.items()}
-
-
-def backend(profile: Profile, engine: Engine) -> str | None:
-    """Return what collectives run over."""
-    return None if not engine.is_distributed else "gloo" if profile.device == "cpu" else "nccl"
 
 
 def _environment(profile: Profile) -> dict[str, str]:
@@ -254,7 +247,8 @@ def _estimates(
         "offload": engine.offload,
         "task_name": recipe.task.name,
     }
-    bucket = min(size.num_parameters, REDUCE_BUCKET) if on_cpu else REDUCE_BUCKET
+    # On a CPU only what is used of the bucket takes memory.
+    bucket = min(size.num_parameters, REDUCE_BUCKET_ELEMENTS) if on_cpu else REDUCE_BUCKET_ELEMENTS
     memory = estimate_memory(size, **common, **rows, reduce_bucket_elements=bucket)
     traffic = forecast_traffic(size, **common)
     parts = asdict(memory)

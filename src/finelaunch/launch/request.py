@@ -28,11 +28,13 @@ class Request:
         engine: The engine's name; None where it said nothing of it.
         precision: ``bf16`` or ``fp16``; None where it said nothing.
         offload: What is to live in host memory; None where it said nothing.
+        device: ``cpu`` where no GPU is to be used; None where it said nothing.
     """
 
     engine: str | None = None
     precision: str | None = None
     offload: Offload | None = None
+    device: str | None = None
 
     def adopted(self) -> Document:
         """Return what a profile that nobody named takes over."""
@@ -79,21 +81,45 @@ def read_request(environment: Mapping[str, str], ranks: Ranks) -> Request:
     precision = mixed if mixed in ("bf16", "fp16") else None
     if mixed not in ("no", "bf16", "fp16"):
         raise BadInput(Problem("accelerate config", "mixed_precision", f"{mixed} is not offered", "no, bf16 or fp16"))
+    _refuse_unoffered(environment, fsdp)
     if deepspeed:
         return Request(f"zero{_stage(environment)}", precision, _offload(environment))
     if fsdp:
         if environment.get("FSDP_VERSION", "1") != "2":
             remedy = "set fsdp_version: 2, as in accelerate_configs/fsdp2.yaml"
             raise BadInput(Problem("accelerate config", "fsdp_version", "FSDP1 is not offered", "2", remedy))
-        kept_whole = environment.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() != "true"
-        if kept_whole or environment.get("FSDP_TRANSFORMER_CLS_TO_WRAP"):
-            key = "fsdp_reshard_after_forward" if kept_whole else "fsdp_transformer_layer_cls_to_wrap"
-            remedy = "start with finelaunch launch and launch.accelerate_config=FILE, or leave it out"
-            raise BadInput(Problem("accelerate config", key, "is not read from the environment", "", remedy))
-        return Request("fsdp2", precision, "all" if _is_true(environment, "FSDP_OFFLOAD_PARAMS") else None)
+        return Request("fsdp2", precision)
+    device = "cpu" if _is_true(environment, "ACCELERATE_USE_CPU") else None
     if from_accelerate:
-        return Request("ddp" if ranks.is_launched else "single", precision)
-    return Request()
+        return Request("ddp" if ranks.is_launched else "single", precision, device=device)
+    return Request(device=device)
+
+
+_FROM_FILE = "leave it out, or start with finelaunch launch and launch.accelerate_config=FILE"
+_UNOFFERED = {
+    "ACCELERATE_DYNAMO_BACKEND": (("no",), "torch.compile is not offered: leave it out"),
+    "ACCELERATE_USE_MEGATRON_LM": (("false",), "Megatron-LM is not offered: use zero3 or fsdp2"),
+    "ACCELERATE_USE_PARALLELISM_CONFIG": (("false",), "it is not offered: leave it out"),
+    "FSDP_OFFLOAD_PARAMS": (("false",), "fsdp2 cannot offload: use zero3"),
+    "FSDP_ACTIVATION_CHECKPOINTING": (("false",), "use launch.activation_checkpointing=true"),
+    "FSDP_AUTO_WRAP_POLICY": (("transformer_based_wrap",), _FROM_FILE),
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": (("",), _FROM_FILE),
+    "FSDP_RESHARD_AFTER_FORWARD": (("true",), _FROM_FILE),
+    "FSDP_STATE_DICT_TYPE": (("sharded_state_dict",), _FROM_FILE),
+}
+"""What accelerate hands on and nothing here reads: the values that say nothing, and what to do about others."""
+
+
+def _refuse_unoffered(environment: Mapping[str, str], fsdp: bool) -> None:
+    """Refuse settings that would be dropped without a word.
+
+    Raises:
+        BadInput: One is there.
+    """
+    for name, (unsaid, remedy) in _UNOFFERED.items():
+        value = environment.get(name)
+        if value is not None and value.lower() not in unsaid and (fsdp or not name.startswith("FSDP_")):
+            raise BadInput(Problem("accelerate config", name.lower(), f"{value} has no effect here", "", remedy))
 
 
 def _stage(environment: Mapping[str, str]) -> str:
@@ -169,6 +195,9 @@ def _refuse_other(profile: Profile, document: Document, request: Request, stated
     """Refuse what the launcher asked for and the profile, where it states the key, has otherwise."""
     has = {"accelerate_config": profile.engine(document).name, "precision": profile.precision}
     wants = {"accelerate_config": request.engine, "precision": request.precision}
+    if request.device is not None and profile.device != request.device:
+        has, wants = {**has, "device": profile.device}, {**wants, "device": request.device}
+        stated = {*stated, "device"}
     if request.offload is not None:
         has, wants = {**has, "offload": profile.offload}, {**wants, "offload": request.offload}
     for key, wanted in wants.items():
@@ -194,7 +223,8 @@ def this_machine(on: str | None, overrides: Document, ranks: Ranks) -> Machine:
         expose_gpus(device, alone)
         return choose(on, overrides, ranks, request, device)
     expose_gpus("cuda", alone)
-    machine = choose(None, overrides, ranks, request, "cuda" if cuda_is_there() else "cpu")
+    device = request.device or ("cuda" if cuda_is_there() else "cpu")
+    machine = choose(None, overrides, ranks, request, device)
     expose_gpus(machine.profile.device, alone)
     return machine
 
@@ -208,7 +238,8 @@ def settled_machine(on: str | None, ranks: Ranks) -> Placement:
     """
     machine = this_machine(on, Document({}), ranks)
     say(machine.sentence())
-    placement = settle(on_processes(ranks.world_size, machine.profile, machine.document), ranks)
+    size = (machine.profile.per_device_batch_size or 1) * ranks.world_size
+    placement = settle(on_processes(size, machine.profile, machine.document), ranks)
     start_engine(placement)
     return placement
 

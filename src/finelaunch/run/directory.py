@@ -86,8 +86,7 @@ class RunDirectory:
             BadInput: The folder holds what is no run's.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        if not self.exists():
-            self._refuse_foreign_files()
+        self.refuse_foreign_files()
         manifest = {
             "name": Path(os.path.abspath(self.path)).name,
             "finelaunch": __version__,
@@ -111,7 +110,14 @@ class RunDirectory:
         write_text(self.recipe, write_document(recipe))
         self.record("changed", keys=list(keys))
 
-    def _refuse_foreign_files(self) -> None:
+    def refuse_foreign_files(self) -> None:
+        """Refuse a folder that holds something, and no run.
+
+        Raises:
+            BadInput: It does.
+        """
+        if self.exists() or not self.path.is_dir():
+            return
         early = {
             self.manifest.name,
             self.events.name,

@@ -85,7 +85,7 @@ def capture(log_file: Path) -> None:
 def complain(text: str) -> None:
     """Say why this process ends, on the terminal too where its output is captured."""
     print(text, file=sys.stderr, flush=True)
-    if _terminal is not None:
+    if _terminal is not None and not os.path.sameopenfile(_terminal, 2):
         os.write(_terminal, f"{text}\n".encode(errors="replace"))
 
 

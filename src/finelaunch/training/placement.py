@@ -48,9 +48,7 @@ class Placement:
     @property
     def backend(self) -> str | None:
         """What collectives run over."""
-        if not self.engine.is_distributed:
-            return None
-        return "gloo" if self.device == "cpu" else "nccl"
+        return self.engine.backend(self.device)
 
     def arithmetic(self) -> str:
         """Return the batch arithmetic as a reader can check it."""

@@ -93,14 +93,12 @@ def train(
         ranks.rank,
         ranks.world_size,
     )
-    checkpoint = gather(checkpoint_to_resume(section.resume, run) if ranks.is_first else None)[0]
+    checkpoint = gather(_checkpoint(section, placement, run) if ranks.is_first else None)[0]
     step = step_of(checkpoint) or 0 if checkpoint else 0
     steps = num_steps(sampler, section)
     sampler.end_after(steps)
-    if checkpoint is not None:
-        check_engine(checkpoint, placement)
-        if checkpoint.parent != run.checkpoints:
-            check_foreign(checkpoint, model, steps)
+    if checkpoint is not None and checkpoint.parent != run.checkpoints:
+        check_foreign(checkpoint, model, steps)
 
     def on_start(trainer: Any) -> None:
         engine = verify(trainer, placement)
@@ -139,6 +137,19 @@ def train(
         journal.close()
     figures, weights = _figures(trainer, journal), _whole_weights(trainer)
     return Trained(trainer.model, trainer.measured_model, weights, figures, journal.evaluated_step)
+
+
+def _checkpoint(section: TrainingSection, placement: Placement, run: RunDirectory) -> Path | None:
+    """Return the checkpoint to continue from, one that this engine can; the first rank decides it for all."""
+    checkpoint = checkpoint_to_resume(section.resume, run)
+    if checkpoint is not None:
+        check_engine(checkpoint, placement)
+        saved = len(list(checkpoint.glob("rng_state*.pth")))
+        if saved != placement.num_processes:
+            text = f"{checkpoint} holds the random states of {saved} processes, and {placement.num_processes} go on"
+            if run.warn(text):
+                warn(f"{text}: dropout draws other masks than the run would have drawn, order and data are the same")
+    return checkpoint
 
 
 def num_steps(sampler: GlobalBatchSampler, section: TrainingSection) -> int:

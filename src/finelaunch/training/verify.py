@@ -19,6 +19,8 @@ WHY = {
     "name": "accelerate wraps the model as its environment says when the process group is made, and falls back to DDP "
     "or to one process where that is incomplete",
     "world_size": "each process trains alone where the backend or the ranks were not there when accelerate looked",
+    "num_processes": "accelerate looked before the process group was made, or past it",
+    "dtype": "a checkpoint's own dtype is kept unless another is asked for, and half of it would be lost in training",
     "backend": "the process group was made by someone else, or for another device",
     "device": "a GPU was visible to a CPU run, or hidden from a GPU run (CUDA_VISIBLE_DEVICES)",
     "precision": "accelerate takes it from ACCELERATE_MIXED_PRECISION where nothing else is said",
@@ -35,12 +37,21 @@ def asked(placement: Placement) -> dict[str, Any]:
         "name": placement.engine.name,
         "world_size": placement.num_processes,
         "backend": placement.backend,
+        "num_processes": placement.num_processes,
         "device": placement.device,
+        "dtype": _held_in(placement),
         "precision": placement.precision,
         "global_batch_size": placement.global_batch_size,
         "offload": placement.engine.offload,
         "num_gpus": 1 if placement.device == "cuda" else 0,
     }
+
+
+def _held_in(placement: Placement) -> str:
+    """Return what the weights are held in: fp32, but for DeepSpeed in 16 bit, which keeps fp32 beside them."""
+    if placement.engine.zero_stage is None:
+        return "float32"
+    return {"bf16": "bfloat16", "fp16": "float16"}.get(placement.precision, "float32")
 
 
 def live(trainer: "FinelaunchTrainer") -> dict[str, Any]:
@@ -65,11 +76,12 @@ def live(trainer: "FinelaunchTrainer") -> dict[str, Any]:
     return {
         "name": _name(wrapped, alone_in_group=grouped and world_size == 1),
         "distributed_type": accelerator.distributed_type.value,
-        "world_size": world_size if accelerator.num_processes == world_size else accelerator.num_processes,
+        "world_size": world_size,
+        "num_processes": accelerator.num_processes,
         "zero_stage": wrapped.zero_optimization_stage() if deepspeed else None,
         "backend": dist.get_backend() if grouped else None,
         "device": parameter.device.type,
-        "dtype": str(parameter.dtype).removeprefix("torch."),
+        "dtype": "+".join(sorted({str(one.dtype).removeprefix("torch.") for one in plain.parameters()})),
         "precision": precision,
         "global_batch_size": wrapped.train_batch_size() if deepspeed else cut,
         "per_device_batch_size": args.per_device_train_batch_size,
@@ -89,7 +101,7 @@ def verify(trainer: "FinelaunchTrainer", placement: Placement) -> dict[str, Any]
     """
     ran = live(trainer)
     different = differing(asked(placement), ran)
-    if different and ran["world_size"] != placement.num_processes:  # alone: nobody to tell
+    if different and placement.num_processes not in (1, ran["world_size"]):  # alone: nobody to tell
         raise FinelaunchError(different)
     told = gather((different, _own_device(trainer)))
     for rank, (text, _) in enumerate(told):
@@ -103,7 +115,7 @@ def verify(trainer: "FinelaunchTrainer", placement: Placement) -> dict[str, Any]
             f"engine: asked for a GPU of its own for each rank, but ranks {where} share {shared}: accelerate takes the "
             "local rank modulo the visible devices; start no more processes than GPUs"
         )
-    del ran["num_gpus"]
+    del ran["num_gpus"], ran["num_processes"]
     return {**ran, "device": str(trainer.args.device), "devices": devices}
 
 

@@ -11,6 +11,7 @@ from finelaunch.training.section import TrainingSection
 
 RANKS = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29999"}
 ACCELERATE = {"ACCELERATE_MIXED_PRECISION": "no"}
+FSDP2 = {**RANKS, **ACCELERATE, "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 ZERO2 = {**RANKS, **ACCELERATE, "ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}
 
 
@@ -45,6 +46,19 @@ ZERO2 = {**RANKS, **ACCELERATE, "ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_
             "has no FSDP without a GPU",
         ),
         (None, {**RANKS, **ACCELERATE, "ACCELERATE_USE_FSDP": "true"}, "fsdp_version: FSDP1 is not offered"),
+        (
+            None,
+            {**ACCELERATE, "ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"},
+            "accelerate_dynamo_backend: INDUCTOR has no effect",
+        ),
+        (None, {**RANKS, **ACCELERATE, "ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron-LM is not offered"),
+        (
+            None,
+            {**FSDP2, "FSDP_RESHARD_AFTER_FORWARD": "false"},
+            "fsdp_reshard_after_forward: false has no effect here",
+        ),
+        (None, {**FSDP2, "FSDP_ACTIVATION_CHECKPOINTING": "true"}, "use launch.activation_checkpointing=true"),
+        ("gpu", {**ACCELERATE, "ACCELERATE_USE_CPU": "true"}, "launch.device: the profile says cuda"),
         (None, {**ZERO2, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "0"}, "zero_stage: 0 cuts nothing"),
         (None, {**ZERO2, "ACCELERATE_DEEPSPEED_CONFIG_FILE": "ds.json"}, "deepspeed_config_file: a second file"),
         (

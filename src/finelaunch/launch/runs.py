@@ -1,0 +1,53 @@
+"""Which run directory a command means, and whether it may go on in it."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+from finelaunch.errors import BadInput, Problem
+from finelaunch.launch.profile import Profile
+from finelaunch.recipe.load import flatten
+from finelaunch.recipe.schema import Recipe
+from finelaunch.run.directory import RunDirectory, differences, refuse_differences
+from finelaunch.training.checkpoints import check_engine, checkpoint_to_resume
+from finelaunch.training.placement import Placement
+
+
+def run_directory(name: str | None, run_dir: Path | None, recipe_file: Path, rank: int = 0) -> RunDirectory:
+    """Return the run directory: ``run_dir``, else ``runs/NAME``, by default ``runs/<folder>-<stem>`` of the recipe.
+
+    Raises:
+        BadInput: Both are given, or the name is a path.
+    """
+    if run_dir is not None and name is not None:
+        raise BadInput(Problem("command line", "--name", "has no effect with --run-dir", "", "give one of them"))
+    if name is not None and (not name.strip(". ") or Path(name).name != name):
+        raise BadInput(
+            Problem("command line", "--name", f"{name!r} is no name of a folder", "", "or use --run-dir DIR")
+        )
+    if run_dir is not None:
+        return RunDirectory(run_dir, rank)
+    folder = recipe_file.resolve().parent.name
+    return RunDirectory(Path("runs", name or f"{folder}-{recipe_file.stem}"), rank)
+
+
+def refuse_another_job(
+    run: RunDirectory, recipe: Recipe, profile: Profile, placement: Placement, allow_change: Collection[str]
+) -> list[str]:
+    """Refuse to continue a run that was begun with another recipe or on another machine.
+
+    Returns:
+        The keys that differ and may.
+
+    Raises:
+        BadInput: With the keys that differ and may not (nothing may in a finished run), or the newest checkpoint is one
+            that the engine asked for cannot continue.
+    """
+    if not run.has_trained():
+        return []
+    asked = {**recipe.model_dump(mode="json"), "launch": profile.model_dump(mode="json")}
+    before, after = dict(flatten(run.stated())), dict(flatten(asked))
+    refused, permitted = differences(before, after, () if run.finished() else allow_change)
+    refuse_differences(run, refused)
+    if permitted and (checkpoint := checkpoint_to_resume(recipe.training.resume, run)):
+        check_engine(checkpoint, placement)
+    return permitted
