@@ -20,7 +20,7 @@ NAMES = ("single", "ddp", "zero1", "zero2", "zero3", "fsdp2")
 Offload = Literal["none", "optimizer", "all"]
 
 MULTI_CPU = "accelerate starts one process for MULTI_CPU, whatever num_processes says"
-CPU_AND_SHARDED = "with it accelerate runs plain DDP instead, without saying so"
+CPU_AND_SHARDED = "accelerate ignores it or runs plain DDP instead, without saying so"
 FSDP_ON_CPU = "accelerate has no FSDP without a GPU and would run plain DDP"
 
 _FORMATS = "safetensors weights and, under ZeRO-3, whole ones are always saved"
@@ -113,6 +113,7 @@ class AccelerateConfig(Section):
     answers: ClassVar[Mapping[str, str]] = {
         "deepspeed_config_file": _DeepSpeed.answers["deepspeed_config_file"],
         "zero_stage": "it stands below deepspeed_config",
+        "gradient_accumulation_steps": _COMPUTED,
         "megatron_lm_config": "Megatron-LM is not offered",
         "fp8_config": "fp8 is not offered",
         "dynamo_config": "torch.compile is not offered",

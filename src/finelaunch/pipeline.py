@@ -16,14 +16,14 @@ from finelaunch.launch.profile import Profile
 from finelaunch.launch.runs import refuse_another_job
 from finelaunch.recipe.schema import Recipe
 from finelaunch.reporting.card import model_card
-from finelaunch.run import log
+from finelaunch.run import log, signals
 from finelaunch.run.directory import RunDirectory, Stopwatch, is_permitted, refuse_differences
 from finelaunch.run.files import write_json, write_lines, write_text
 from finelaunch.run.lock import RunLock
 from finelaunch.run.ranks import ALONE, Gate, Ranks, gather
 from finelaunch.section.document import Document
 from finelaunch.tasks import task_for
-from finelaunch.training.faults import name_full_disk, name_full_memory
+from finelaunch.training.faults import name_fault
 from finelaunch.training.placement import Placement, move, settle, start_engine
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def train_recipe(job: Job, run: RunDirectory, allow_change: Collection[str] = ()
     if not job.ranks.is_first:
         return _follow(job, run, placement, gate)
     recipe, launch = job.recipe.model_dump(mode="json"), job.profile.model_dump(mode="json")
-    with RunLock(run.lock):
+    with RunLock(run.lock) as lock:
         if permitted := refuse_another_job(run, job.recipe, job.profile, placement, allow_change):
             run.restate(recipe, launch, permitted)
         if run.has_trained():
@@ -89,6 +89,7 @@ def train_recipe(job: Job, run: RunDirectory, allow_change: Collection[str] = ()
         run.note(profile=job.profile_name)
         log.set_up(run.log)
         run.record("started")
+        signals.before_end(lambda: _end_from_outside(run, lock))
         try:
             gate.meet()
             return _stages(job, run, placement, gate, allow_change)
@@ -99,9 +100,14 @@ def train_recipe(job: Job, run: RunDirectory, allow_change: Collection[str] = ()
         except BaseException as error:
             with suppress(OSError):
                 run.record("failed", error=f"{type(error).__name__}: {error}")
-            name_full_disk(error, run)
-            name_full_memory(error, placement)
+            name_fault(error, run, placement)
             raise
+
+
+def _end_from_outside(run: RunDirectory, lock: RunLock) -> None:
+    """Leave the run as any stop does, where the main thread cannot."""
+    run.record("stopped", signal="heard by no rank")
+    lock.__exit__()
 
 
 def _follow(job: Job, run: RunDirectory, placement: Placement, gate: Gate) -> dict[str, Any]:
@@ -117,7 +123,7 @@ def _follow(job: Job, run: RunDirectory, placement: Placement, gate: Gate) -> di
     except (Interrupted, KeyboardInterrupt):
         raise Stopped("stopped") from None
     except BaseException as error:
-        name_full_memory(error, placement)
+        name_fault(error, run, placement)
         raise
 
 

@@ -76,7 +76,7 @@ def write(folder: Path, text: str) -> Path:
             f"{DEEPSPEED}use_cpu: true\ndeepspeed_config:\n  zero_stage: 2\n",
             3,
             "use_cpu",
-            "accelerate runs plain DDP instead, without saying so; leave it out",
+            "runs plain DDP instead, without saying so; leave it out",
         ),
         (f"{FSDP}use_cpu: true\nfsdp_config:\n  fsdp_version: 2\n", 3, "use_cpu", "runs plain DDP instead"),
         (f"{MULTI_GPU}use_cpu: true\n", 3, "use_cpu", "states neither device nor precision; leave it out, and use"),

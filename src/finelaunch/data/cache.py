@@ -63,7 +63,7 @@ def entry(kind: str, key: str, write: Callable[[Path], None]) -> tuple[Path, boo
         draft.rename(folder)
     except OSError as error:
         if not folder.is_dir():
-            if error.errno not in _UNWRITABLE:
+            if error.errno not in _UNWRITABLE and folder.parent.is_dir():
                 raise
             reason = f"the cache {folder.parent} cannot be written: {error.strerror}"
             raise RequirementMissing(f"{reason}; make room there, or set FINELAUNCH_CACHE to another folder") from error

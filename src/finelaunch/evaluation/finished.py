@@ -86,6 +86,8 @@ def save_model(
         weights = {name: tensor for name, tensor in weights.items() if name in names}
     model.save_pretrained(run.model, state_dict=weights, save_original_format=False)
     check_weights(run.model, shapes)
+    for path in run.model.glob("*.safetensors"):  # written for their owner alone, unlike all other files
+        path.chmod((run.model / "config.json").stat().st_mode)
     tokenizer.save_pretrained(run.model)
     content = {"task": dict(task_values), "facts": dict(facts), "threshold": threshold, "base": dict(base)}
     write_json(run.model_facts, content)

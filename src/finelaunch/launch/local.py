@@ -37,6 +37,9 @@ def launch(plan: LaunchPlan, profile: Profile, run: RunDirectory, port: int) -> 
         ranks.append(RankProcess(rank, argv, {**kept, **own}, run.log_of(rank) if rank else None))
     began = now()
     ending = run_ranks(ranks, stop_grace_seconds=profile.stop_grace_seconds, max_run_seconds=profile.max_run_seconds)
+    if ending.exit_code == EXIT_STOPPED and run.finished():
+        say(f"{ending.reason} when the run had finished: {run.path}")
+        return EXIT_DONE
     _tell(ending, run, began)
     return ending.exit_code
 
@@ -50,13 +53,17 @@ def _tell(ending: Ending, run: RunDirectory, began: str) -> None:
     """Say how a launch ended, with all that a user needs to find out why, and record the rank that failed."""
     if ending.exit_code == EXIT_DONE:
         return
+    events = [event for event in read_lines(run.events) if event["time"] >= began]
+    known = {event["event"] for event in events}
     if ending.exit_code == EXIT_STOPPED:
+        if run.exists() and "stopped" not in known:
+            run.record("stopped", signal=ending.reason)
         say(f"{ending.reason}; the same command continues in {run.path}")
         return
     if ending.rank is None:
         say(ending.reason)
         return
-    if run.exists():  # the first rank, ended with the others, knows no more than that it was stopped
+    if run.exists() and (ending.rank or "failed" not in known):  # the first rank knows only that it was stopped
         run.record("failed", rank=ending.rank, host=socket.gethostname(), error=ending.reason)
     if ending.rank == 0 and ending.exit_code in (EXIT_BAD_INPUT, EXIT_REQUIREMENT):
         return  # it has said it all

@@ -280,7 +280,7 @@ def _end_all(processes: _Processes, signals: _Signals, end: _End) -> Ending:
     if processes.running and end.failure:
         _tell(f"rank {end.failure[0]}: {end.reason}; ending the other ranks")
     elif processes.running:
-        _tell(f"{end.reason}; the ranks have {end.patience_seconds:g} s to save, a second Ctrl-C ends them at once")
+        _tell(f"{end.reason}; the ranks have {end.patience_seconds:g} s to end, a second Ctrl-C ends them at once")
     if_killed = f"did not stop within {end.patience_seconds:g} s and was killed"
     while processes.running:
         if signals.second_interrupt():

@@ -164,7 +164,11 @@ def choose(on: str | None, overrides: Document, ranks: Ranks, request: Request, 
         profile, document, _ = load_profile(name, overrides)
         _refuse_other(profile, document, request, overrides.values)
         profile, document, _ = load_profile(name, merge(overrides, request.adopted(), {}))
-        why = "chosen by the device" if request.engine is None else "chosen by device and launcher"
+        why = (
+            "chosen by the device"
+            if request.engine is None and ranks.world_size == 1
+            else "chosen by device and launcher"
+        )
     else:
         name, why = on, ""
         profile, document, _ = load_profile(name, overrides)
@@ -178,7 +182,7 @@ def _refuse_unlaunched(profile: Profile, name: str, ranks: Ranks) -> None:
     """Refuse a profile of several processes in a process that nobody launched."""
     if profile.target != "inprocess" and not ranks.is_launched:
         many = _count(profile.num_processes) if profile.num_processes else "a process for each GPU"
-        remedy = f"use finelaunch launch, or torchrun or accelerate launch with -m finelaunch train … --on {name}"
+        remedy = f"use finelaunch launch RECIPE --on {name}, or torchrun or accelerate launch with -m finelaunch"
         raise BadInput(Problem(COMMAND_LINE, "--on", f"{name} is {many}, and this is one alone", "", remedy))
 
 
@@ -186,7 +190,9 @@ def _refuse_other_number(profile: Profile, document: Document, name: str, ranks:
     """Refuse a number of processes that is not the profile's."""
     if profile.num_processes not in (None, ranks.world_size):
         what = f"{name} is {_count(profile.num_processes or 0)}, and {ranks.world_size} were started"
-        remedy = f"start as many, or add launch.num_processes_per_node={ranks.local_world_size}"
+        others = f"add launch.num_processes_per_node={ranks.local_world_size}"
+        alone = "leave --on out, or name a profile of several processes, such as cpu_ddp"
+        remedy = f"start as many, or {others if profile.target != 'inprocess' else alone}"
         origin = document.origin(("num_processes_per_node",))
         raise BadInput(Problem(origin, "launch.num_processes_per_node", what, "", remedy))
 

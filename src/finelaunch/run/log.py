@@ -31,8 +31,7 @@ def set_up(log_file: Path | None = None, terminal: bool = True) -> None:
         for handler in list(logger.handlers):
             logger.removeHandler(handler)
             handler.close()
-    if terminal:
-        _logger.addHandler(_Terminal())
+    _logger.addHandler(_Terminal() if terminal else logging.NullHandler())
     logging.captureWarnings(True)
     if log_file is None:
         root.addHandler(logging.NullHandler())

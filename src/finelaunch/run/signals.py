@@ -4,10 +4,12 @@ A rank that waits for others inside a library (at the start, in a collective) he
 is over, which may be many minutes. The signal's number is then still written to a pipe, which a thread reads.
 """
 
+import contextlib
 import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 
 from finelaunch.errors import EXIT_STOPPED, Interrupted
 
@@ -15,6 +17,7 @@ DEAF_SECONDS = 10.0
 """How long a signal may go unheard before the process is ended from outside of the main thread."""
 
 _heard = threading.Event()
+_last_words: list[Callable[[], None]] = []
 
 
 def listen() -> None:
@@ -25,6 +28,11 @@ def listen() -> None:
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(reading,), name="signals", daemon=True).start()
+
+
+def before_end(call: Callable[[], None]) -> None:
+    """Have ``call`` made before this process is ended where it is deaf; each call replaces the one before."""
+    _last_words[:] = [call]
 
 
 def stopping() -> bool:
@@ -50,4 +58,7 @@ def _watch(reading: int) -> None:
         number = os.read(reading, 1)
         if number and number[0] in (signal.SIGINT, signal.SIGTERM) and not _heard.wait(DEAF_SECONDS):
             print("stopped while waiting for other processes", file=sys.stderr, flush=True)
+            with contextlib.suppress(Exception):
+                for call in _last_words:
+                    call()
             os._exit(EXIT_STOPPED)

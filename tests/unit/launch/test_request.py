@@ -39,7 +39,7 @@ ZERO2 = {**RANKS, **ACCELERATE, "ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_
         (None, {"ACCELERATE_MIXED_PRECISION": "fp8"}, "mixed_precision: fp8 is not offered"),
         # What accelerate silently runs otherwise.
         (None, {**ACCELERATE, "MASTER_PORT": "29500"}, "distributed_type: accelerate starts one process for MULTI_CPU"),
-        (None, {**ZERO2, "ACCELERATE_USE_CPU": "true"}, "use_cpu: with it accelerate runs plain DDP instead"),
+        (None, {**ZERO2, "ACCELERATE_USE_CPU": "true"}, "use_cpu: accelerate ignores it or runs plain DDP instead"),
         (
             None,
             {**RANKS, **ACCELERATE, "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
