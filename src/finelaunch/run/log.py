@@ -19,7 +19,12 @@ _logger = logging.getLogger("finelaunch")
 
 class _Terminal(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        console.print(self.format(record), markup=False, style="yellow" if record.levelno >= logging.WARNING else None)
+        style = "yellow" if record.levelno >= logging.WARNING else None
+        try:
+            console.print(self.format(record), markup=False, style=style)
+        except (OSError, SystemExit):
+            # The terminal was closed; rich would end the process, and Python its exit code over what is left to flush.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def set_up(log_file: Path | None = None, terminal: bool = True) -> None:
