@@ -167,7 +167,7 @@ def plan(
     loaded, document = check(recipe, given, on)
     name = on or default_on()
     profile, profile_document, _ = load_profile(name, given["launch"])
-    options = [word for key in allow_change or () for word in ("--allow-change", key)]
+    options = _may_change(allow_change)
     made = make_plan(recipe, overrides or (), loaded, document, name, profile, profile_document, options)
     print(made.as_json() if as_json else made.as_text())
 
@@ -221,7 +221,7 @@ def launch(
         train(recipe, overrides, profile_name, name, run_dir, fresh, allow_change, as_json)
         return
     port = free_port(port)
-    options = [word for key in allow_change or () for word in ("--allow-change", key)] + ["--json"] * as_json
+    options = _may_change(allow_change) + ["--json"] * as_json
     made = make_plan(recipe, overrides or (), loaded, document, profile_name, profile, profile_document, options)
     run = run_directory(name, run_dir, find(recipe, "recipes"))
     log.set_up()
@@ -340,6 +340,11 @@ def _first_comment(path: Path) -> str:
         if line.startswith("#") and text and not text.startswith("yaml-language-server"):
             return text
     return ""
+
+
+def _may_change(keys: list[str] | None) -> list[str]:
+    """Return the options that hand on what may change."""
+    return [word for key in keys or () for word in ("--allow-change", key)]
 
 
 def _print_table(title: str, metrics: dict[str, Any]) -> None:

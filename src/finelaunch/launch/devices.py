@@ -8,6 +8,7 @@ from finelaunch.errors import BadInput, Problem, RequirementMissing
 from finelaunch.launch.profile import Profile
 from finelaunch.section.document import Document
 from finelaunch.section.lookup import COMMAND_LINE
+from finelaunch.training.placement import too_few_gpus
 
 
 def num_visible_gpus() -> int:
@@ -51,10 +52,7 @@ def on_this_machine(profile: Profile, document: Document) -> Profile:
     if wanted == "visible":
         return profile.with_processes(profile.num_nodes, count)
     if wanted > count:
-        what = f"{wanted} processes and {count} GPU{'s' if count > 1 else ''}; two would share one"
-        remedy = f"use launch.num_processes_per_node={count}, or check CUDA_VISIBLE_DEVICES"
-        origin = document.origin(("num_processes_per_node",))
-        raise BadInput(Problem(origin, "launch.num_processes_per_node", what, "", remedy))
+        raise BadInput(too_few_gpus(wanted, count, document.origin(("num_processes_per_node",))))
     return profile
 
 

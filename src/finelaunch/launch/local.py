@@ -3,6 +3,8 @@
 import os
 import socket
 import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from finelaunch.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_REQUIREMENT, EXIT_STOPPED
 from finelaunch.launch.plan import PORT, PYTHON, RANK, RUN, THREADS, LaunchPlan, rank_command
@@ -53,8 +55,8 @@ def _tell(ending: Ending, run: RunDirectory, began: str) -> None:
     """Say how a launch ended, with all that a user needs to find out why, and record the rank that failed."""
     if ending.exit_code == EXIT_DONE:
         return
-    events = [event for event in read_lines(run.events) if event["time"] >= began]
-    known = {event["event"] for event in events}
+    events = read_lines(run.events)
+    known = {event["event"] for event in events if event["time"] >= began}
     if ending.exit_code == EXIT_STOPPED:
         if run.exists() and "stopped" not in known:
             run.record("stopped", signal=ending.reason)
@@ -68,7 +70,8 @@ def _tell(ending: Ending, run: RunDirectory, began: str) -> None:
     if ending.rank == 0 and ending.exit_code in (EXIT_BAD_INPUT, EXIT_REQUIREMENT):
         return  # it has said it all
     who = f"rank {ending.rank} on {socket.gethostname()}"
-    say(f"{who}: {ending.reason}{_after(run, began)}; all ranks had ended {ending.seconds_to_end:.1f} s later")
+    end = f"all ranks had ended {ending.seconds_to_end:.1f} s later"
+    say(f"{who}: {ending.reason}{_after(run, events, 'training' in known)}; {end}")
     log_file = run.log_of(ending.rank)
     if ending.rank and (lines := tail(log_file)):
         say(f"the end of {log_file}:")
@@ -78,12 +81,10 @@ def _tell(ending: Ending, run: RunDirectory, began: str) -> None:
         say(f"its log: {log_file}")
 
 
-def _after(run: RunDirectory, began: str) -> str:
-    """Return the last step that was logged since ``began``, and the newest checkpoint."""
-    events = read_lines(run.events)
+def _after(run: RunDirectory, events: Sequence[Mapping[str, Any]], has_trained: bool) -> str:
+    """Return the last step that was logged in this launch, and the newest checkpoint."""
     saved = [event["step"] for event in events if event.get("event") == "saved"]
     newest = f"; the newest checkpoint is of step {saved[-1]}" if saved else ", without a checkpoint"
     rows = read_lines(run.train_log)
-    trained = any(event.get("event") == "training" and event["time"] >= began for event in events)
-    step = f" after step {rows[-1]['step']}" if trained and rows else " before the first logged step"
+    step = f" after step {rows[-1]['step']}" if has_trained and rows else " before the first logged step"
     return f"{step}{newest}"

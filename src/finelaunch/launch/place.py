@@ -6,7 +6,7 @@ from finelaunch.engines import engine_faults
 from finelaunch.errors import BadInput, Problem
 from finelaunch.launch.profile import Profile
 from finelaunch.section.document import Document
-from finelaunch.training.placement import Placement
+from finelaunch.training.placement import Placement, count_of
 from finelaunch.training.section import TrainingSection
 
 
@@ -86,18 +86,17 @@ def _faults(training: TrainingSection, profile: Profile, document: Document) -> 
 
 def _indivisible(size: int, per_device: int, processes: int, profile: Profile, document: Document) -> Problem:
     """Return the problem of a global batch that cannot be cut, with values that can."""
-    noun = "process" if processes == 1 else "processes"
     unit = per_device * processes
     below = size - size % unit
     fitting = _either(filter(None, (below, below + unit)))
     if size % processes:
-        what = f"{size} is not divisible by {processes} {noun} x {per_device} per device = {unit}"
+        what = f"{size} is not divisible by {count_of(processes)} x {per_device} per device = {unit}"
         origin = document.origin(("num_processes_per_node",))
         return Problem(origin, "training.global_batch_size", what, "", f"use {fitting}, or another number of processes")
     share = size // processes
     divisors = [number for number in range(1, share + 1) if share % number == 0]
     near = sorted(sorted(divisors, key=lambda number: abs(number - per_device))[:2])
-    what = f"global_batch_size {size} is not divisible by {processes} {noun} x {per_device} per device"
+    what = f"global_batch_size {size} is not divisible by {count_of(processes)} x {per_device} per device"
     remedy = f"use {_either(near)}, or training.global_batch_size={fitting}"
     return Problem(document.origin(("per_device_batch_size",)), "launch.per_device_batch_size", what, "", remedy)
 

@@ -22,7 +22,7 @@ from finelaunch.models.size import ModelSize, model_size
 from finelaunch.preparation import cached_report, given_splits
 from finelaunch.recipe.schema import Recipe
 from finelaunch.section.document import Document
-from finelaunch.training.placement import Placement, batch_arithmetic
+from finelaunch.training.placement import Placement, batch_arithmetic, count_of
 
 PYTHON, PORT, RUN, RANK, THREADS = "<python>", "<port>", "<run>", "<rank>", "<cores / processes>"
 LATER = "unknown until launch.num_processes_per_node is a number"
@@ -74,7 +74,7 @@ class LaunchPlan:
 
     def as_text(self) -> str:
         """Return the plan for a reader."""
-        count = f"{_plural(self.num_processes, 'process')}" if self.num_processes else "a process for each visible GPU"
+        count = count_of(self.num_processes) if self.num_processes else "a process for each visible GPU"
         lines = [
             f"{self.recipe} on {self.profile}: {count}, engine {self.engine['name']}, {self.device}, {self.precision}",
             _line("each process", " ".join(self.argv)),
@@ -119,9 +119,12 @@ def make_plan(
     Raises:
         BadInput: The two do not go together.
     """
-    check_place(recipe.training, profile, profile_document)
-    engine = profile.engine(profile_document)
-    placement = place(recipe.training, profile, profile_document) if profile.num_processes else None
+    placement = None
+    if profile.num_processes:
+        placement = place(recipe.training, profile, profile_document)
+    else:
+        check_place(recipe.training, profile, profile_document)
+    engine = placement.engine if placement else profile.engine(profile_document)
     train = ("train", recipe_name, *words, "--on", profile_name)
     report = _report(recipe, document)
     size = model_size(recipe.model, recipe.task.name, _num_labels(recipe, report))
@@ -262,10 +265,6 @@ def _estimates(
         {"total": traffic.total, **asdict(traffic), "text": sent},
         tuple(advice(size, **common, **rows)),
     )
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}{'es' if count > 1 else ''}"
 
 
 def _line(name: str, text: str) -> str:

@@ -17,7 +17,7 @@ from finelaunch.run.log import say
 from finelaunch.run.ranks import Ranks
 from finelaunch.section.document import Document, merge
 from finelaunch.section.lookup import COMMAND_LINE
-from finelaunch.training.placement import Placement, cuda_is_there, expose_gpus, settle, start_engine
+from finelaunch.training.placement import Placement, count_of, cuda_is_there, expose_gpus, settle, start_engine
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ def choose(on: str | None, overrides: Document, ranks: Ranks, request: Request, 
 def _refuse_unlaunched(profile: Profile, name: str, ranks: Ranks) -> None:
     """Refuse a profile of several processes in a process that nobody launched."""
     if profile.target != "inprocess" and not ranks.is_launched:
-        many = _count(profile.num_processes) if profile.num_processes else "a process for each GPU"
+        many = count_of(profile.num_processes) if profile.num_processes else "a process for each GPU"
         remedy = f"use finelaunch launch RECIPE --on {name}, or torchrun or accelerate launch with -m finelaunch"
         raise BadInput(Problem(COMMAND_LINE, "--on", f"{name} is {many}, and this is one alone", "", remedy))
 
@@ -189,7 +189,7 @@ def _refuse_unlaunched(profile: Profile, name: str, ranks: Ranks) -> None:
 def _refuse_other_number(profile: Profile, document: Document, name: str, ranks: Ranks) -> None:
     """Refuse a number of processes that is not the profile's."""
     if profile.num_processes not in (None, ranks.world_size):
-        what = f"{name} is {_count(profile.num_processes or 0)}, and {ranks.world_size} were started"
+        what = f"{name} is {count_of(profile.num_processes or 0)}, and {ranks.world_size} were started"
         others = f"add launch.num_processes_per_node={ranks.local_world_size}"
         alone = "leave --on out, or name a profile of several processes, such as cpu_ddp"
         remedy = f"start as many, or {others if profile.target != 'inprocess' else alone}"
@@ -211,10 +211,6 @@ def _refuse_other(profile: Profile, document: Document, request: Request, stated
             what = f"the profile says {has[key]}, and this process was launched with {wanted}"
             remedy = f"make them agree: launch.{key}={wanted}, or another accelerate config"
             raise BadInput(Problem(document.origin((key,)), f"launch.{key}", what, "", remedy))
-
-
-def _count(processes: int) -> str:
-    return f"{processes} process{'es' if processes > 1 else ''}"
 
 
 def this_machine(on: str | None, overrides: Document, ranks: Ranks) -> Machine:

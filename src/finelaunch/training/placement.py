@@ -57,9 +57,20 @@ class Placement:
 
 def batch_arithmetic(per_device: int, processes: int, accumulation: int) -> str:
     """Return the cut of a global batch as a sentence."""
-    noun = "process" if processes == 1 else "processes"
-    cut = f"{per_device} per device x {processes} {noun} x {accumulation} accumulated"
+    cut = f"{per_device} per device x {count_of(processes)} x {accumulation} accumulated"
     return f"global batch {per_device * processes * accumulation} = {cut}"
+
+
+def count_of(processes: int) -> str:
+    """Return a number of processes in words, such as ``2 processes``."""
+    return f"{processes} process{'es' if processes > 1 else ''}"
+
+
+def too_few_gpus(wanted: int, there: int, origin: str) -> Problem:
+    """Return the problem of more processes on a machine than GPUs; accelerate would let two share one."""
+    what = f"{count_of(wanted)} and {there} GPU{'s' if there > 1 else ''}; two would share one"
+    remedy = f"use launch.num_processes_per_node={there}, or check CUDA_VISIBLE_DEVICES"
+    return Problem(origin, "launch.num_processes_per_node", what, "", remedy)
 
 
 def expose_gpus(device: str, alone: bool) -> None:
@@ -98,9 +109,7 @@ def settle(placement: Placement, ranks: Ranks) -> Placement:
         raise RequirementMissing("launch.device: no CUDA device is visible to torch; use --on cpu, or check nvidia-smi")
     count, wanted = torch.cuda.device_count(), ranks.local_world_size
     if count < wanted:
-        what = f"{wanted} processes on this machine and {count} GPU{'s' if count > 1 else ''}; two would share one"
-        remedy = f"use launch.num_processes_per_node={count}, or check CUDA_VISIBLE_DEVICES"
-        raise BadInput(Problem("launch profile", "launch.num_processes_per_node", what, "", remedy))
+        raise BadInput(too_few_gpus(wanted, count, "launch profile"))
     if placement.engine.name == "single" and count != 1:
         raise RequirementMissing(
             f"launch.device: this process sees {count} GPUs where one was to be exposed; "
