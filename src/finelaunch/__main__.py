@@ -1,6 +1,20 @@
-"""``python -m finelaunch``."""
+"""``python -m finelaunch``, and the command: signals are heard before anything slow is imported."""
 
-from finelaunch.cli import main
+import sys
+
+from finelaunch.errors import EXIT_STOPPED, Interrupted
+from finelaunch.run import signals
+
+
+def main() -> None:
+    """Run the command line."""
+    signals.listen()
+    try:
+        from finelaunch.cli import main as command
+    except Interrupted:
+        sys.exit(EXIT_STOPPED)
+    command()
+
 
 if __name__ == "__main__":
     main()

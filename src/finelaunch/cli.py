@@ -4,13 +4,13 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from finelaunch import __version__
-from finelaunch.errors import EXIT_FAILURE, EXIT_STOPPED, BadInput, FinelaunchError, Interrupted, Problem
-from finelaunch.run import signals
+from finelaunch.errors import EXIT_FAILURE, EXIT_STOPPED, BadInput, FinelaunchError, Interrupted, Problem, Stopped
+from finelaunch.run import files, signals
 
 app = typer.Typer(
     name="finelaunch",
@@ -54,7 +54,7 @@ def recipes(
 ) -> None:
     """List the recipes that resolve from here, or print one."""
     from finelaunch.recipe.schema import recipe_json_schema
-    from finelaunch.section.lookup import find, names, read_file
+    from finelaunch.section.lookup import about, find, names, read_file
 
     if schema:
         print(json.dumps(recipe_json_schema(), indent=2))
@@ -64,13 +64,13 @@ def recipes(
         read_file(path)
         print(path.read_text(encoding="utf-8"), end="")
         return
-    listed = {recipe: _first_comment(find(recipe, "recipes")) for recipe in names("recipes")}
+    listed = {recipe: about(find(recipe, "recipes")) for recipe in names("recipes")}
     if as_json:
         print(json.dumps(listed, indent=2))
         return
     width = max(map(len, listed), default=0)
-    for recipe, about in listed.items():
-        print(f"{recipe:<{width}}  {about}")
+    for recipe, comment in listed.items():
+        print(f"{recipe:<{width}}  {comment}")
 
 
 @app.command()
@@ -102,7 +102,7 @@ def validate(
 
 @app.command()
 def train(
-    recipe: RecipeName,
+    recipe: Annotated[str | None, typer.Argument(metavar="RECIPE", help="A recipe's path or name.")] = None,
     overrides: Overrides = None,
     on: On = None,
     name: RunNameOption = None,
@@ -110,8 +110,14 @@ def train(
     fresh: Fresh = False,
     allow_change: AllowChange = None,
     as_json: AsJson = False,
+    replay: Annotated[Path | None, typer.Option(metavar="FILE", help="Compute a failed step again instead.")] = None,
 ) -> None:
     """Fine-tune, evaluate before and after, and write a run directory; the same command continues an unfinished run."""
+    if replay is not None or recipe is None:
+        from finelaunch.launch.again import print_again
+
+        print_again(replay, on, as_json, [recipe, overrides, name, run_dir, fresh, allow_change])
+        return
     from finelaunch.launch.check import check
     from finelaunch.launch.place import place
     from finelaunch.launch.request import check_arithmetic, this_machine
@@ -131,12 +137,19 @@ def train(
     run = run_directory(name, run_dir, find(recipe, "recipes"), ranks.rank)
     placement = place(loaded.training, machine.profile, machine.document)
     check_arithmetic(placement, os.environ, loaded.training.max_grad_norm)
-    signals.stop_after(machine.profile.max_run_seconds)
+    signals.stop_after(machine.profile.seconds_until_stop)
     if fresh and ranks.is_first and run.exists():
         log.say(f"the old run is kept in {run.begin_anew()}")
     log.say(f"run {run.path} {machine.sentence()}")
     job = Job(loaded, document, machine.profile, machine.document, machine.name, ranks)
-    metrics = train_recipe(job, run, allow_change or ())
+    try:
+        metrics = train_recipe(job, run, allow_change or ())
+    except Stopped as stop:
+        signals.ignore()
+        if stop.agreed:
+            stop_engine()
+        raise
+    signals.ignore()
     if ranks.is_launched:
         stop_engine()
     if not ranks.is_first:
@@ -144,7 +157,9 @@ def train(
     if as_json:
         print(json.dumps(metrics))
         return
-    _print_table(f"{loaded.task.name} on data.test" if metrics["eval"] else loaded.task.name, metrics)
+    from finelaunch.reporting.figures import print_table
+
+    print_table(f"{loaded.task.name} on data.test" if metrics["eval"] else loaded.task.name, metrics)
     print(f"run directory: {run.path}")
 
 
@@ -235,6 +250,23 @@ def launch(
 
 
 @app.command()
+def chaos(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    on: On = None,
+    count: Annotated[int, typer.Option(min=1, help="Trials of each kind of fault.")] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="All draws follow from it.")] = 0,
+    fault: Annotated[list[str] | None, typer.Option(metavar="KIND", help="Only this kind; repeatable.")] = None,
+    run_dir: RunDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prove that nothing is lost: kill, stop, damage and starve this recipe, continue it, compare the weights."""
+    from finelaunch.chaos.session import prove
+
+    sys.exit(prove(recipe, overrides or (), on, count, seed, fault or (), run_dir, as_json))
+
+
+@app.command()
 def evaluate(
     run: RunName,
     data: Annotated[Path | None, typer.Option("--data", help="Measure on this file instead of data.test.")] = None,
@@ -253,6 +285,7 @@ def evaluate(
     log.set_up(terminal=ranks.is_first)
     placement = settled_machine(on, ranks)
     from finelaunch.evaluation.again import evaluate_again
+    from finelaunch.reporting.figures import print_table
     from finelaunch.training.placement import stop_engine
 
     figures, source = evaluate_again(folder, data, placement, ranks)
@@ -263,7 +296,7 @@ def evaluate(
     if as_json:
         print(json.dumps(figures))
         return
-    _print_table(f"{figures['task']} on {source}", {"task": figures["task"], "eval": figures})
+    print_table(f"{figures['task']} on {source}", {"task": figures["task"], "eval": figures})
 
 
 @app.command()
@@ -333,35 +366,9 @@ def score(
         print(f"{key:<20} {figure_text(value)}")
 
 
-def _first_comment(path: Path) -> str:
-    """Return the first comment line of a recipe that is not for editors: what it is."""
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        text = line.removeprefix("#").strip()
-        if line.startswith("#") and text and not text.startswith("yaml-language-server"):
-            return text
-    return ""
-
-
 def _may_change(keys: list[str] | None) -> list[str]:
     """Return the options that hand on what may change."""
     return [word for key in keys or () for word in ("--allow-change", key)]
-
-
-def _print_table(title: str, metrics: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from finelaunch.reporting.figures import figure_rows, figure_text
-
-    rows = figure_rows(metrics)
-    print(title)
-    table = Table()
-    table.add_column("")
-    for column in rows[0][1] if rows else ():
-        table.add_column(column, justify="right")
-    for name, values in rows:
-        table.add_row(name, *map(figure_text, values.values()))
-    Console().print(table)
 
 
 def main() -> None:
@@ -380,8 +387,8 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_FAILURE)
-    except Exception:
-        if not signals.stopping():
+    except Exception as error:
+        if not (signals.requested() or files.is_full_disk(error)):
             raise
-        complain("stopped")
-        sys.exit(EXIT_STOPPED)
+        complain("stopped" if signals.requested() else files.full_disk_text(error))
+        sys.exit(EXIT_STOPPED if signals.requested() else EXIT_FAILURE)

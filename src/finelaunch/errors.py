@@ -67,10 +67,30 @@ class RequirementMissing(FinelaunchError):
 
 
 class Interrupted(BaseException):
-    """Ctrl-C. Not a KeyboardInterrupt, which the command-line library would answer with an exit code of its own."""
+    """A signal asked for the end.
+
+    Not a KeyboardInterrupt, which the command-line library would answer with an exit code of its own.
+
+    Args:
+        reason: Such as ``SIGTERM``.
+        agreed: Whether all ranks are here, so that they can end together.
+    """
+
+    def __init__(self, reason: str, agreed: bool = False) -> None:
+        self.agreed = agreed
+        super().__init__(reason)
 
 
 class Stopped(FinelaunchError):
-    """The run was stopped by a signal and can be continued by the same command."""
+    """The run was stopped by a signal and can be continued by the same command.
+
+    Args:
+        text: What was stopped and what continues it.
+        agreed: Whether all ranks are here, so that they can end together.
+    """
 
     exit_code = EXIT_STOPPED
+
+    def __init__(self, text: str, agreed: bool = False) -> None:
+        self.agreed = agreed
+        super().__init__(text)

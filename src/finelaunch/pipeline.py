@@ -14,6 +14,7 @@ from finelaunch.errors import Interrupted, Stopped
 from finelaunch.launch.place import place
 from finelaunch.launch.profile import Profile
 from finelaunch.launch.runs import refuse_another_job
+from finelaunch.recipe.load import flatten
 from finelaunch.recipe.schema import Recipe
 from finelaunch.reporting.card import model_card
 from finelaunch.run import log, signals
@@ -23,13 +24,16 @@ from finelaunch.run.lock import RunLock
 from finelaunch.run.ranks import ALONE, Gate, Ranks, gather
 from finelaunch.section.document import Document
 from finelaunch.tasks import task_for
+from finelaunch.training.checkpoints import Identity
 from finelaunch.training.faults import name_fault
+from finelaunch.training.manifest import newest_checkpoint
 from finelaunch.training.placement import Placement, move, settle, start_engine
 
 if TYPE_CHECKING:
     from finelaunch.evaluation.evaluate import Evaluator
     from finelaunch.preparation import Prepared
     from finelaunch.tasks.base import Measured
+    from finelaunch.training.train import Trained
 
 
 FINISHED = "finished"
@@ -68,8 +72,9 @@ def train_recipe(job: Job, run: RunDirectory, allow_change: Collection[str] = ()
     Raises:
         BadInput: The recipe, the data, or a run that was begun otherwise; nothing is changed.
         RequirementMissing: A device, a package or something of the hub is missing.
-        Stopped: Ctrl-C; the same command continues.
+        Stopped: By a signal; the same command continues.
     """
+    signals.raise_again()
     placement = place(job.recipe.training, job.profile, job.profile_document)
     gate = Gate(job.ranks, placement.collective_timeout_seconds)
     if not job.ranks.is_first:
@@ -93,15 +98,24 @@ def train_recipe(job: Job, run: RunDirectory, allow_change: Collection[str] = ()
         try:
             gate.meet()
             return _stages(job, run, placement, gate, allow_change)
-        except (Interrupted, KeyboardInterrupt) as stop:
-            run.record("stopped", signal=str(stop) or "SIGINT")
-            how = "begins again (training.resume: never)" if job.recipe.training.resume == "never" else "continues"
-            raise Stopped(f"stopped; the same command {how} in {run.path}, from its newest checkpoint if any") from None
+        except Interrupted as stop:
+            run.record("stopped", signal=str(stop))
+            raise Stopped(_how_it_continues(job, run, str(stop)), stop.agreed) from None
         except BaseException as error:
             with suppress(OSError):
                 run.record("failed", error=f"{type(error).__name__}: {error}")
             name_fault(error, run, placement)
             raise
+
+
+def _how_it_continues(job: Job, run: RunDirectory, stop: str) -> str:
+    """Say what the same command will do after a stop."""
+    newest = newest_checkpoint(run.checkpoints)
+    if job.recipe.training.resume == "never":
+        return f"stopped by {stop}; the same command begins again in {run.path} (training.resume: never)"
+    if newest is None:
+        return f"stopped by {stop} before anything was trained; the same command continues in {run.path}"
+    return f"stopped by {stop}; step {newest.step} is saved, and the same command continues from it in {run.path}"
 
 
 def _end_from_outside(run: RunDirectory, lock: RunLock) -> None:
@@ -120,8 +134,8 @@ def _follow(job: Job, run: RunDirectory, placement: Placement, gate: Gate) -> di
     log.capture(run.log)
     try:
         return _stages(job, run, placement, gate, ())
-    except (Interrupted, KeyboardInterrupt):
-        raise Stopped("stopped") from None
+    except Interrupted as stop:
+        raise Stopped(f"stopped by {stop}", stop.agreed) from None
     except BaseException as error:
         name_fault(error, run, placement)
         raise
@@ -133,7 +147,6 @@ def _stages(
     """Go through the stages of a run, on every rank."""
     log.quiet_libraries()
     from finelaunch.evaluation.evaluate import Evaluator
-    from finelaunch.evaluation.finished import save_model
     from finelaunch.evaluation.metrics import require_metrics
     from finelaunch.methods import method_for
     from finelaunch.models.load import load_model
@@ -150,6 +163,7 @@ def _stages(
     if run.writes:
         _refuse_changed_data(run, prepared, allow_change)
         _report_data(run, prepared, seconds.lap("prepare"))
+        run.note(fingerprints=_with(run.read_manifest().get("fingerprints", []), _identity(job, prepared).fingerprint))
     gate.open()
 
     placement = settle(placement, ranks)
@@ -198,22 +212,47 @@ def _stages(
         task,
         model,
         prepared.tokenizer,
-        prepared.splits["train"].features,
+        prepared.splits["train"],
         on_validation,
         on_untrained if wants_base and placement.engine.shards_weights else None,
         run,
+        _identity(job, prepared),
+        allow_change,
+        job.profile.stop_grace_seconds,
     )
     seconds.lap("train")
+    try:
+        metrics = _results(job, run, prepared, task, trained, evaluator, last, base, seconds)
+    except Interrupted:
+        trained.save()
+        raise
+    run.record("finished")
+    return metrics
 
+
+def _results(
+    job: Job,
+    run: RunDirectory,
+    prepared: "Prepared",
+    task: Any,
+    trained: "Trained",
+    evaluator: "Evaluator",
+    last: dict[str, Any],
+    base: dict[str, Any],
+    seconds: Stopwatch,
+) -> dict[str, Any]:
+    """Measure what was trained, and write the model, its predictions and figures; empty on all ranks but the first."""
+    from finelaunch.evaluation.finished import save_model
+
+    recipe = job.recipe
     tuned = trained.measured
     if trained.evaluated_step != trained.figures["steps"]:
-        on_validation(tuned)
+        last["measured"] = measure_split(evaluator, tuned, prepared, "validation")
     validation = last["measured"]
     threshold = validation.metrics.get("threshold")
     if run.writes:
-        save_model(
-            run, trained.model, trained.weights, prepared.tokenizer, task_values, prepared.facts, base, threshold
-        )
+        values = recipe.task.model_dump(mode="json")
+        save_model(run, trained.model, trained.weights, prepared.tokenizer, values, prepared.facts, base, threshold)
     measured = validation
     if "test" in prepared.splits:
         measured = measure_split(evaluator, tuned, prepared, "test", threshold)
@@ -235,8 +274,18 @@ def _stages(
     }
     write_json(run.metrics, metrics)
     _write_card(run, metrics)
-    run.record("finished")
     return metrics
+
+
+def _identity(job: Job, prepared: "Prepared") -> Identity:
+    """Return what is trained, as checkpoints state it."""
+    splits = prepared.report["splits"]
+    recipe = dict(flatten(job.recipe.model_dump(mode="json")))
+    return Identity(recipe, {name: splits[name]["fingerprint"] for name in ("train",)})
+
+
+def _with(values: list[str], value: str) -> list[str]:
+    return values if value in values else [*values, value]
 
 
 def measure_split(

@@ -52,7 +52,21 @@ def fault(name: str, stack: ExitStack) -> None:
         os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
         PartialState(cpu=True, backend="gloo")
 
+    def before_step_4(act):
+        from finelaunch.training.guards import Guard
+
+        begin = Guard.on_step_begin
+
+        def on_step_begin(self, args, state, control, **others):
+            begin(self, args, state, control, **others)
+            if state.global_step == 3:
+                act(self)
+
+        return mock.patch.object(Guard, "on_step_begin", on_step_begin)
+
     faults = {
+        "nan loss on rank 1": lambda: before_step_4(poison_a_row_of_rank_1),
+        "nan gradient": lambda: before_step_4(poison_a_gradient),
         "cut everything": lambda: mock.patch.object(Engine, "deepspeed", cut_everything),
         "own tokens only": lambda: changed(average_tokens_across_devices=False),
         "use_cpu": lambda: changed(use_cpu=True, deepspeed=None),
@@ -67,6 +81,34 @@ def fault(name: str, stack: ExitStack) -> None:
         ),
     }
     stack.enter_context(faults[name]())
+
+
+def poison_a_row_of_rank_1(guard) -> None:
+    """Make NaN of the embedding of a token that one row of the second rank's second micro-batch alone holds."""
+    import torch
+
+    batch = guard.sampler.global_batches(0)[3]
+    row = int(guard.sampler.micro_batches(batch)[1][1::2][0])
+    tokens = [set(guard.features.at("input_ids", max(other, ~other)).tolist()) for other in batch if other != row]
+    token = next(
+        one for one in guard.features.at("input_ids", row).tolist() if not any(one in other for other in tokens)
+    )
+    weight = guard.trainer.model.get_input_embeddings().weight
+    if not hasattr(weight, "ds_id"):
+        with torch.no_grad():
+            weight[token] = float("nan")
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([weight], modifier_rank=0), torch.no_grad():
+        if guard.ranks.is_first:
+            weight[token] = float("nan")
+
+
+def poison_a_gradient(guard) -> None:
+    """Make NaN of a number of the first rank's gradient, with losses as they are."""
+    if guard.ranks.is_first:
+        guard.trainer.model.classifier.bias.register_hook(lambda gradient: gradient * float("nan"))
 
 
 class Halved:

@@ -1,11 +1,16 @@
 """Real runs for the tests: the shipped smoke recipes through the real pipeline, in this process."""
 
-from collections.abc import Sequence
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 from finelaunch.launch.profile import load_profile
 from finelaunch.pipeline import Job, train_recipe
 from finelaunch.recipe.load import load_recipe, read_overrides
+from finelaunch.run import signals
 from finelaunch.run.directory import RunDirectory
 from finelaunch.run.files import read_lines
 
@@ -30,9 +35,43 @@ def run_recipe(name: str, folder: Path, *overrides: str, allow_change: Sequence[
     return run
 
 
+@contextmanager
+def heard() -> Iterator[None]:
+    """Let this process hear signals as the command does, and be deaf to them again after it."""
+    before = {number: signal.getsignal(number) for number in signals.STOP_SIGNALS}
+    signals.listen()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(-1)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signals.raise_again()
+        signals._state.owner = 0
+
+
+@contextmanager
+def signalled(step: int, number: int = signal.SIGTERM, hook: str = "on_step_begin") -> Iterator[None]:
+    """Send this process a signal within the optimizer step after ``step - 1`` steps."""
+    from finelaunch.training.journal import Start
+
+    def send(self, args, state, control, **_):
+        if state.global_step == step - (hook == "on_step_begin"):
+            os.kill(os.getpid(), number)
+
+    with heard(), mock.patch.object(Start, hook, send):
+        yield
+
+
 def curve(run: RunDirectory) -> list[tuple[int, float, float]]:
     """Return step, loss and gradient norm of every logged step."""
     return [(row["step"], row["loss"], row["grad_norm"]) for row in read_lines(run.train_log)]
+
+
+def log_of(run: RunDirectory) -> list[dict[str, float]]:
+    """Return the lines of the train log without what depends on the clock."""
+    rows = read_lines(run.train_log)
+    return [{key: value for key, value in row.items() if not key.endswith(("_per_second", "_seconds"))} for row in rows]
 
 
 def weights_hash(run: RunDirectory) -> str:

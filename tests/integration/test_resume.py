@@ -8,14 +8,14 @@ import sys
 import time
 
 import pytest
-from integration.runs import NO_DROPOUT, curve, run_recipe, weights_hash
+from integration.runs import NO_DROPOUT, curve, heard, log_of, run_recipe, signalled, weights_hash
 from torch.utils.data import DataLoader
 
 from finelaunch import pipeline
 from finelaunch.errors import BadInput, FinelaunchError, Stopped
 from finelaunch.run.directory import RunDirectory
 from finelaunch.run.files import read_lines
-from finelaunch.training import arguments, journal
+from finelaunch.training import arguments
 from finelaunch.training import trainer as trainer_module
 
 pytestmark = pytest.mark.integration
@@ -32,23 +32,9 @@ STEPS_AN_EPOCH = 6
 FIRST_EPOCH, SECOND_EPOCH = 3, 9
 
 
-def stop_after(step, monkeypatch):
-    """Press Ctrl-C after ``step``."""
-    original = journal.Journal.on_step_end
-
-    def on_step_end(self, args, state, control, **others):
-        original(self, args, state, control, **others)
-        if state.global_step == step:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(journal.Journal, "on_step_end", on_step_end)
-
-
-def stopped_and_continued(folder, step, monkeypatch, *overrides):
-    with monkeypatch.context() as patch:
-        stop_after(step, patch)
-        with pytest.raises(Stopped):
-            run_recipe("imdb/smoke", folder, *RHYTHM, *overrides)
+def stopped_and_continued(folder, step, *overrides):
+    with signalled(step), pytest.raises(Stopped):
+        run_recipe("imdb/smoke", folder, *RHYTHM, *overrides)
     assert not RunDirectory(folder).finished()
     return run_recipe("imdb/smoke", folder, *RHYTHM, *overrides)
 
@@ -62,12 +48,13 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.parametrize("step", [FIRST_EPOCH, STEPS_AN_EPOCH, SECOND_EPOCH])
-def test_a_stopped_run_ends_in_the_same_weights_and_the_same_log(step, whole, tmp_path, monkeypatch):
-    run = stopped_and_continued(tmp_path / "run", step, monkeypatch)
+def test_a_stopped_run_ends_in_the_same_weights_and_the_same_log(step, whole, tmp_path):
+    run = stopped_and_continued(tmp_path / "run", step)
     assert weights_hash(run) == weights_hash(whole)
-    assert curve(run) == curve(whole)
+    assert log_of(run) == log_of(whole)
+    assert read_lines(run.samples) == read_lines(whole.samples)
     starts = [event for event in read_lines(run.events) if event["event"] == "training"]
-    assert [event["from_step"] for event in starts] == [0, (step - 1) // 2 * 2]
+    assert [event["from_step"] for event in starts] == [0, step]
 
 
 def test_loader_workers_change_nothing(whole, tmp_path, monkeypatch):
@@ -78,7 +65,7 @@ def test_loader_workers_change_nothing(whole, tmp_path, monkeypatch):
         return seen[-1]
 
     monkeypatch.setattr(trainer_module.FinelaunchTrainer, "get_train_dataloader", watched)
-    run = stopped_and_continued(tmp_path / "run", SECOND_EPOCH, monkeypatch, "launch.dataloader_num_workers=2")
+    run = stopped_and_continued(tmp_path / "run", SECOND_EPOCH, "launch.dataloader_num_workers=2")
     assert {loader.num_workers for loader in seen} == {2}
     assert weights_hash(run) == weights_hash(whole)
 
@@ -88,8 +75,8 @@ def test_a_run_stopped_after_its_last_step_trains_no_further(recipe, tmp_path, m
     """The last step lies within an epoch, where the Trainer would do one more."""
     rhythm = (*RHYTHM, "training.max_steps=4")
     whole = run_recipe(recipe, tmp_path / "whole", *rhythm)
-    with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "_further", lambda recipe, measured: stop())
+    with heard(), monkeypatch.context() as patch:
+        stop_in_the_last_evaluation(patch)
         with pytest.raises(Stopped):
             run_recipe(recipe, tmp_path / "run", *rhythm)
     run = run_recipe(recipe, tmp_path / "run", *rhythm)
@@ -101,11 +88,18 @@ def test_a_run_stopped_after_its_last_step_trains_no_further(recipe, tmp_path, m
     assert figures[0]["train"]["loss"] == figures[1]["train"]["loss"]
 
 
-def stop():
-    raise KeyboardInterrupt
+def stop_in_the_last_evaluation(patch):
+    original = pipeline.measure_split
+
+    def measure(evaluator, model, prepared, name, *others):
+        if name == "test":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(evaluator, model, prepared, name, *others)
+
+    patch.setattr(pipeline, "measure_split", measure)
 
 
-def test_changed_rows_are_refused_and_an_allowed_change_is_written_down(tmp_path, monkeypatch):
+def test_changed_rows_are_refused_and_an_allowed_change_is_written_down(tmp_path):
     rows = [{"text": f"{'good' if n % 2 else 'bad'} film number {n}", "label": n % 2} for n in range(60)]
     data = tmp_path / "train.jsonl"
 
@@ -114,10 +108,8 @@ def test_changed_rows_are_refused_and_an_allowed_change_is_written_down(tmp_path
 
     words = (*RHYTHM[1:-1], f"data.train.path={data}", "training.max_steps=6")
     write(rows)
-    with monkeypatch.context() as patch:
-        stop_after(3, patch)
-        with pytest.raises(Stopped):
-            run_recipe("imdb/smoke", tmp_path / "run", *words)
+    with signalled(3), pytest.raises(Stopped):
+        run_recipe("imdb/smoke", tmp_path / "run", *words)
     write(rows[:50])
     with pytest.raises(BadInput, match=r"data\.train\.path"):
         run_recipe("imdb/smoke", tmp_path / "run", *words)
@@ -138,8 +130,13 @@ def test_a_checkpoint_of_another_run_is_taken_only_where_it_fits(whole, tmp_path
     newest = whole.checkpoints / f"checkpoint-{2 * STEPS_AN_EPOCH}"
     with pytest.raises(BadInput, match=r"stands at step 12"):
         run_recipe("imdb/smoke", tmp_path / "run", *RHYTHM, f"training.resume={newest}")
-    with pytest.raises(BadInput, match=r"is of another model"):
+    with pytest.raises(BadInput, match=r"checkpoint-12: task\.name: was written with 'text_classification'"):
         run_recipe("squad_v2/smoke", tmp_path / "other", *RHYTHM[1:], f"training.resume={newest}")
+    larger = (*RHYTHM, "model.config.hidden_size=96", f"training.resume={newest}")
+    with pytest.raises(BadInput, match=r"checkpoint-12: model\.config\.hidden_size: was written with 64"):
+        run_recipe("imdb/smoke", tmp_path / "larger", *larger)
+    with pytest.raises(BadInput, match=r"is of another model: hidden_size 64, not 96"):
+        run_recipe("imdb/smoke", tmp_path / "larger", *larger, allow_change=["model"])
     older = whole.checkpoints / f"checkpoint-{2 * STEPS_AN_EPOCH - 2}"
     run = run_recipe("imdb/smoke", tmp_path / "third", *RHYTHM, f"training.resume={older}")
     assert weights_hash(run) == weights_hash(whole)
@@ -150,11 +147,9 @@ def test_a_diverged_run_stops_before_it_ends(tmp_path):
         run_recipe("imdb/smoke", tmp_path / "run", *RHYTHM, "training.learning_rate=1e30", "training.max_grad_norm=0")
 
 
-def test_another_cut_may_continue_where_it_is_allowed(tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        stop_after(SECOND_EPOCH, patch)
-        with pytest.raises(Stopped):
-            run_recipe("imdb/smoke", tmp_path / "run", *RHYTHM, *NO_DROPOUT["imdb/smoke"])
+def test_another_cut_may_continue_where_it_is_allowed(tmp_path):
+    with signalled(SECOND_EPOCH), pytest.raises(Stopped):
+        run_recipe("imdb/smoke", tmp_path / "run", *RHYTHM, *NO_DROPOUT["imdb/smoke"])
     changed = (*RHYTHM, *NO_DROPOUT["imdb/smoke"], "launch.per_device_batch_size=4")
     with pytest.raises(BadInput, match=r"launch\.per_device_batch_size"):
         run_recipe("imdb/smoke", tmp_path / "run", *changed)
@@ -168,7 +163,7 @@ def test_another_cut_may_continue_where_it_is_allowed(tmp_path, monkeypatch):
 def test_without_set_epoch_the_second_epoch_would_repeat_the_first(whole, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer_module, "EpochLoader", DataLoader)
     fresh = run_recipe("imdb/smoke", tmp_path / "fresh", *RHYTHM)
-    continued = stopped_and_continued(tmp_path / "run", SECOND_EPOCH, monkeypatch)
+    continued = stopped_and_continued(tmp_path / "run", SECOND_EPOCH)
     assert weights_hash(fresh) != weights_hash(whole)
     assert weights_hash(continued) != weights_hash(fresh)
 
@@ -176,7 +171,7 @@ def test_without_set_epoch_the_second_epoch_would_repeat_the_first(whole, tmp_pa
 def test_without_skipping_data_a_resumed_run_would_repeat_rows(whole, tmp_path, monkeypatch):
     original = arguments.TrainingArguments
     monkeypatch.setattr(arguments, "TrainingArguments", lambda **given: original(**{**given, "ignore_data_skip": True}))
-    run = stopped_and_continued(tmp_path / "run", SECOND_EPOCH, monkeypatch)
+    run = stopped_and_continued(tmp_path / "run", SECOND_EPOCH)
     assert weights_hash(run) != weights_hash(whole)
 
 
@@ -230,7 +225,12 @@ def test_ctrl_c_answers_75_and_a_killed_run_leaves_no_lock_behind(tmp_path):
 
 
 def test_a_run_that_may_last_only_so_long_stops_and_can_go_on(tmp_path):
-    words = [*command(tmp_path / "run"), "training.num_train_epochs=2000", "launch.max_run_seconds=15"]
+    words = [
+        *command(tmp_path / "run"),
+        "training.num_train_epochs=2000",
+        "launch.max_run_seconds=25",
+        "launch.stop_grace_seconds=10",
+    ]
     done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 75, done.stderr
     assert "the same command continues" in done.stderr

@@ -21,13 +21,14 @@ ORDER = (
     {"evaluation"},
     {"recipe"},
     {"launch", "reporting"},
+    {"chaos"},
     {"pipeline"},
     {"cli"},
     {"__main__"},
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 HEAVY = {"torch", "transformers", "datasets", "evaluate", "accelerate", "peft", "deepspeed", "tensorboard"}
-HEAVY_FILES = {"training/trainer.py", "training/arguments.py", "training/journal.py"}
+HEAVY_FILES = {f"training/{name}.py" for name in ("trainer", "arguments", "journal", "guards", "saving", "preemption")}
 """Files that are imported inside functions alone, or by each other."""
 
 

@@ -10,6 +10,8 @@ import numpy as np
 from finelaunch.data.features import Features
 from finelaunch.errors import FinelaunchError
 from finelaunch.run.ranks import ALONE, Ranks, gather
+from finelaunch.run.stops import stop_if_asked
+from finelaunch.run.watch import alive
 from finelaunch.tasks.base import IGNORED, Example, Measured, Task
 
 if TYPE_CHECKING:
@@ -80,7 +82,10 @@ class Evaluator:
         found: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []
         # Not inference_mode: under ZeRO-3 weights are gathered into tensors that training goes on with.
         with torch.no_grad(), _measuring(model), self._autocast(model.device):
-            found = [(ids, self._batch(model, features, ids)) for ids in batches]
+            for ids in batches:
+                stop_if_asked()
+                alive()
+                found.append((ids, self._batch(model, features, ids)))
         return merged([part for parts in gather(found) for part in parts], len(features))
 
     def _batch(self, model: "PreTrainedModel", features: Features, ids: np.ndarray) -> dict[str, np.ndarray]:

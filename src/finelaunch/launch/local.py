@@ -38,7 +38,7 @@ def launch(plan: LaunchPlan, profile: Profile, run: RunDirectory, port: int) -> 
         argv, own = rank_command(plan, {**symbols, RANK: str(rank)})
         ranks.append(RankProcess(rank, argv, {**kept, **own}, run.log_of(rank) if rank else None))
     began = now()
-    ending = run_ranks(ranks, stop_grace_seconds=profile.stop_grace_seconds, max_run_seconds=profile.max_run_seconds)
+    ending = run_ranks(ranks, stop_grace_seconds=profile.stop_grace_seconds, stop_seconds=profile.seconds_until_stop)
     if ending.exit_code == EXIT_STOPPED and run.finished():
         say(f"{ending.reason} when the run had finished: {run.path}")
         return EXIT_DONE

@@ -19,12 +19,10 @@ from pathlib import Path
 
 from finelaunch import errors
 from finelaunch.run import log
+from finelaunch.run import signals as stops
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
-"""What asks for a stop: Ctrl-C, a scheduler, a terminal that was closed, Slurm's ``--signal=USR2``."""
-
-ONE_PRESS_SECONDS = 0.5
-"""Two SIGINT within this time are one Ctrl-C: wrappers pass on what the terminal has sent to all of its group."""
+STOP_SIGNALS = (*stops.STOP_SIGNALS, signal.SIGHUP)
+"""What asks for a stop: what a rank hears, and a terminal that was closed."""
 
 KILL_SECONDS = 4.0
 """How long to wait for a killed rank: one that hangs in a driver or a file system may never go."""
@@ -77,7 +75,7 @@ def run_ranks(
     *,
     stop_grace_seconds: float,
     end_seconds: float = 10.0,
-    max_run_seconds: float | None = None,
+    stop_seconds: float | None = None,
 ) -> Ending:
     """Run ``ranks`` to their end, in the main thread; none of them, nor of their children, is left running.
 
@@ -89,12 +87,12 @@ def run_ranks(
         ranks: What to start.
         stop_grace_seconds: The time that stopped ranks have to save.
         end_seconds: The time that the peers of a failed rank have to end.
-        max_run_seconds: After this time the ranks are stopped; None: never.
+        stop_seconds: After this time the ranks are stopped; None: never.
 
     Raises:
         FinelaunchError: A rank could not be started; those before it were ended.
     """
-    stop_at = math.inf if max_run_seconds is None else time.monotonic() + max_run_seconds
+    stop_at = math.inf if stop_seconds is None else time.monotonic() + stop_seconds
     with _noted_signals() as signals, _Processes() as processes:
         for rank in ranks:
             processes.start(rank)
@@ -106,7 +104,7 @@ def run_ranks(
                 number, moment = signals.received[0]
                 return _end_all(processes, signals, _End(f"stopped by {_name(number)}", moment, stop_grace_seconds))
             if now >= stop_at:
-                reason = f"stopped after {max_run_seconds:g} s (max_run_seconds)"
+                reason = f"stopped after {stop_seconds:g} s, in time for launch.max_run_seconds"
                 return _end_all(processes, signals, _End(reason, now, stop_grace_seconds))
             if failure := _first_failure(ended):
                 return _end_all(processes, signals, _End(_how(failure[1]), now, end_seconds, failure))
@@ -166,7 +164,7 @@ class _Signals:
 
     def second_interrupt(self) -> bool:
         presses = [moment for number, moment in self.received if number == signal.SIGINT]
-        return len(presses) > 1 and presses[-1] - presses[0] > ONE_PRESS_SECONDS
+        return len(presses) > 1 and presses[-1] - presses[0] >= stops.SECOND_PRESS_SECONDS
 
 
 @contextlib.contextmanager
@@ -297,7 +295,7 @@ def _end_all(processes: _Processes, signals: _Signals, end: _End) -> Ending:
 def _answer(processes: _Processes, end: _End, if_killed: str) -> tuple[int, int | None, str]:
     """Return exit code, rank and reason of ranks that were ended because of ``end``."""
     codes = processes.codes
-    if failure := end.failure or _first_failure(codes, forgiven=(-signal.SIGTERM,)):
+    if failure := end.failure or _first_failure(codes, forgiven=tuple(-number for number in stops.STOP_SIGNALS)):
         rank, code = failure
         passed_on = code in (errors.EXIT_BAD_INPUT, errors.EXIT_REQUIREMENT)
         reason = end.reason if end.failure else f"{_how(code)} ({end.reason})"

@@ -55,7 +55,9 @@ class Profile(Section):
         default=600, ge=10, description="how long ranks wait for each other before the run fails"
     )
     stop_grace_seconds: int = Field(default=120, ge=1, description="time to save between a stop and the end")
-    max_run_seconds: int | None = Field(default=None, ge=1, description="stop, resumable, after so long; null: never")
+    max_run_seconds: int | None = Field(
+        default=None, ge=1, description="be saved and stopped, resumable, when so much time is over; null: never"
+    )
 
     def faults(self) -> Iterator[SettingError]:
         """Yield what does not go together on any engine."""
@@ -68,10 +70,19 @@ class Profile(Section):
         if self.device == "cpu" and self.num_processes_per_node == "visible":
             what = "visible counts GPUs, and the device is cpu"
             yield SettingError("num_processes_per_node", what, "a number", "such as 2")
+        if self.max_run_seconds is not None and self.max_run_seconds <= self.stop_grace_seconds:
+            what = f"{self.max_run_seconds} leaves no time before the {self.stop_grace_seconds} s of stop_grace_seconds"
+            remedy = "raise it, or lower launch.stop_grace_seconds to what a checkpoint takes"
+            yield SettingError("max_run_seconds", what, "", remedy)
         if self.target == "torchrun" and self.num_nodes > 1:
             what = f"torchrun on {self.num_nodes} machines is started by hand on each of them"
             remedy = "use num_nodes: 1, or on each: torchrun --nnodes … -m finelaunch train RECIPE --on PROFILE"
             yield SettingError("num_nodes", what, "1", remedy)
+
+    @property
+    def seconds_until_stop(self) -> int | None:
+        """When to stop, so that a checkpoint is written before ``max_run_seconds`` are over."""
+        return None if self.max_run_seconds is None else self.max_run_seconds - self.stop_grace_seconds
 
     @property
     def num_processes(self) -> int | None:

@@ -8,7 +8,8 @@ from finelaunch.launch.profile import Profile
 from finelaunch.recipe.load import flatten
 from finelaunch.recipe.schema import Recipe
 from finelaunch.run.directory import RunDirectory, differences, refuse_differences
-from finelaunch.training.checkpoints import check_engine, checkpoint_to_resume
+from finelaunch.training.checkpoints import FREE_KEYS, check_engine
+from finelaunch.training.manifest import newest_checkpoint
 from finelaunch.training.placement import Placement
 
 
@@ -35,6 +36,8 @@ def refuse_another_job(
 ) -> list[str]:
     """Refuse to continue a run that was begun with another recipe or on another machine.
 
+    What only says how to go on, such as how long, may differ.
+
     Returns:
         The keys that differ and may.
 
@@ -47,7 +50,7 @@ def refuse_another_job(
     asked = {**recipe.model_dump(mode="json"), "launch": profile.model_dump(mode="json")}
     before, after = dict(flatten(run.stated())), dict(flatten(asked))
     refused, permitted = differences(before, after, () if run.finished() else allow_change)
-    refuse_differences(run, refused)
-    if permitted and (checkpoint := checkpoint_to_resume(recipe.training.resume, run)):
+    refuse_differences(run, [one for one in refused if one[0] not in FREE_KEYS])
+    if permitted and recipe.training.resume != "never" and (checkpoint := newest_checkpoint(run.checkpoints)):
         check_engine(checkpoint, placement)
     return permitted

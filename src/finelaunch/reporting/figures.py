@@ -46,3 +46,19 @@ def figure_text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4f}" if abs(value) < 10 else f"{value:,.2f}"
     return str(value)
+
+
+def print_table(title: str, metrics: Mapping[str, Any]) -> None:
+    """Print the rows of a ``metrics.json`` below a title."""
+    from rich.console import Console
+    from rich.table import Table
+
+    rows = figure_rows(metrics)
+    print(title)
+    table = Table()
+    table.add_column("")
+    for column in rows[0][1] if rows else ():
+        table.add_column(column, justify="right")
+    for name, values in rows:
+        table.add_row(name, *map(figure_text, values.values()))
+    Console().print(table)

@@ -48,6 +48,7 @@ class RunDirectory:
         self.manifest = path / "manifest.json"
         self.events = path / "events.jsonl"
         self.train_log = path / "train_log.jsonl"
+        self.samples = path / "samples.jsonl"
         self.lock = path / "lock.json"
         self.data_report = path / "data" / "data_report.json"
         self.checkpoints = path / "checkpoints"
@@ -57,6 +58,7 @@ class RunDirectory:
         self.model_facts = path / "model" / "finelaunch.json"
         self.predictions = path / "predictions.jsonl"
         self.metrics = path / "metrics.json"
+        self.replay = path / "replay"
 
     def log_of(self, rank: int) -> Path:
         """Return the log file of a rank."""
@@ -95,7 +97,7 @@ class RunDirectory:
             "command": command,
             "launch": dict(launch),
             "host": _host(),
-            "versions": _versions(),
+            "versions": versions(),
             "warnings": [],
         }
         write_json(self.manifest, manifest)
@@ -252,8 +254,9 @@ def _host() -> dict[str, Any]:
     }
 
 
-def _versions() -> dict[str, str]:
-    found = {}
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that a result may depend on, by name."""
+    found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = version(package)

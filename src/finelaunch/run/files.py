@@ -1,10 +1,17 @@
 """Files of a run: written whole or not at all, lines appended whole."""
 
+import errno
 import json
 import os
-from collections.abc import Iterable, Mapping
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
+
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+"""It can only be read by setting it, which is safe before there are threads."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -15,13 +22,53 @@ def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with draft.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        with room_for(path, len(text)), draft.open("w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def plain_mode(path: Path) -> None:
+    """Give ``path`` the mode that any new file gets: safetensors makes its own readable to the owner alone."""
+    path.chmod(0o666 & ~_UMASK)
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Return whether ``error`` says that a disk or a quota is full; libraries in Rust say it in their text alone."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return isinstance(error, Exception) and any(sign in str(error) for sign in _FULL)
+
+
+_FULL = ("No space left on device", "Disk quota exceeded", "StorageFull")
+
+
+@contextmanager
+def room_for(path: Path, num_bytes: int) -> Iterator[None]:
+    """Name the file and the room for it where the disk is full; the system does not."""
+    try:
+        yield
+    except OSError as error:
+        if not is_full_disk(error):
+            raise
+        free = shutil.disk_usage(path.parent).free
+        what = f"{os.strerror(error.errno or errno.ENOSPC)}: {num_bytes:,} bytes are to be written, {free:,} are free"
+        raise OSError(error.errno, what, str(path)) from None
+
+
+def full_disk_text(error: BaseException) -> str:
+    """Return what a full disk comes to, as a sentence."""
+    place = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+    why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return f"{place}cannot be written: {why}; make room, and give the same command again"
+
+
+def size_of(folder: Path) -> int:
+    """Return the bytes of all files below ``folder``; none where it is not there."""
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -37,8 +84,11 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
     """Append one JSON object as one line, in one write; a line that was cut off before it is ended first."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b", buffering=0) as file:
-        file.write((b"\n" if _is_cut_off(file) else b"") + _line(row).encode(errors="backslashreplace"))
+    line = _line(row).encode(errors="backslashreplace")
+    with room_for(path, len(line)), path.open("a+b", buffering=0) as file:
+        left = (b"\n" if _is_cut_off(file) else b"") + line
+        while left:  # of a disk that is nearly full it takes a part, and refuses only what comes after
+            left = left[file.write(left) :]
 
 
 def _is_cut_off(file: BinaryIO) -> bool:

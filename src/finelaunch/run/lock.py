@@ -20,7 +20,8 @@ from typing import Any
 
 import psutil
 
-from finelaunch.errors import BadInput, Problem
+from finelaunch.errors import BadInput, FinelaunchError, Problem
+from finelaunch.run.files import full_disk_text, is_full_disk, room_for
 
 HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0
@@ -45,11 +46,14 @@ class RunLock:
 
         Raises:
             BadInput: Another process that is alive holds it, or the folder cannot be written.
+            FinelaunchError: The disk is full.
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._take()
         except OSError as error:
+            if is_full_disk(error):
+                raise FinelaunchError(full_disk_text(error)) from None
             what = f"cannot be a run directory: {error.strerror}"
             raise BadInput(Problem(str(self.path.parent), "", what, "", "choose another --run-dir")) from None
         self._released = threading.Event()
@@ -75,8 +79,7 @@ class RunLock:
         give_up = time.monotonic() + PATIENCE_SECONDS
         while True:
             try:
-                with self.path.open("x", encoding="utf-8") as file:
-                    file.write(json.dumps(owner))
+                self._write(json.dumps(owner))
                 self._owner = owner
                 return
             except FileExistsError:
@@ -87,6 +90,17 @@ class RunLock:
             if (other and not gone) or time.monotonic() > give_up:
                 raise BadInput(_held(self.path, other, silence))
             time.sleep(0.02)
+
+    def _write(self, text: str) -> None:
+        """Create the lock, or leave none: one without an owner, on a disk that is full, would keep everybody out."""
+        file = self.path.open("x", encoding="utf-8")
+        try:
+            with file, room_for(self.path, len(text)):
+                file.write(text)
+                file.flush()
+        except OSError:
+            self.path.unlink(missing_ok=True)
+            raise
 
     def _read(self) -> dict[str, Any]:
         """Return who holds the lock; empty where nobody does or it is just being written."""

@@ -188,3 +188,16 @@ def gather(value: Any) -> list[Any]:
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, value)
     return gathered
+
+
+def agree(*flags: bool) -> tuple[bool, ...]:
+    """Return for each of ``flags`` whether it is set on any rank; all ranks call this at the same place."""
+    import torch
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return flags
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    numbers = torch.tensor([int(flag) for flag in flags], device=device)
+    dist.all_reduce(numbers, op=dist.ReduceOp.MAX)
+    return tuple(bool(number) for number in numbers.tolist())

@@ -1,33 +1,99 @@
-"""Ctrl-C and SIGTERM: an exception where Python can raise one, an end where it cannot.
+"""What asks a process to stop, and what it does about it.
 
-A rank that waits for others inside a library (at the start, in a collective) hears no signal in Python until the wait
-is over, which may be many minutes. The signal's number is then still written to a pipe, which a thread reads.
+Until training begins there is nothing to lose: the first signal is raised as an exception in the main thread. From then
+on (:func:`note_only`) it is only noted, and whoever is at a place where all ranks can stop asks for it. Whatever else
+comes after the first signal is absorbed, but for a second Ctrl-C that is no double press.
+
+A rank that waits for others inside a library hears no signal in Python until the wait is over, which may be many
+minutes. The signal's number is then still written to a pipe, which a thread reads; it ends the process where the main
+thread stays deaf.
 """
 
 import contextlib
 import os
+import select
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
+
+import psutil
 
 from finelaunch.errors import EXIT_STOPPED, Interrupted
 
-DEAF_SECONDS = 10.0
-"""How long a signal may go unheard before the process is ended from outside of the main thread."""
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""Ctrl-C, a scheduler, and what Slurm can be asked to send before a limit."""
 
-_heard = threading.Event()
+DEAF_SECONDS = 10.0
+"""How long a signal may go unheard before training, until the process is ended from outside of the main thread."""
+
+SECOND_PRESS_SECONDS = 3.0
+"""From this time on after the first Ctrl-C another one means it; wrappers pass on what the terminal sent already."""
+
+
+@dataclass
+class _State:
+    owner: int = 0
+    """The process that listens; a forked child has to begin anew, since threads do not survive a fork."""
+    requested: str | None = None
+    noting: bool = False
+    grace_seconds: float = DEAF_SECONDS
+    timer_is_up: bool = False
+    first: float | None = None
+    """When the first signal came, and the first Ctrl-C, by the monotonic clock."""
+    first_press: float | None = None
+
+
+_state = _State()
 _last_words: list[Callable[[], None]] = []
 
 
 def listen() -> None:
-    """Raise :class:`Interrupted` in the main thread at SIGINT and SIGTERM, or end the process where it is deaf."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+    """Begin to hear :data:`STOP_SIGNALS`; nothing where this process listens already."""
+    if _state.owner == os.getpid():
+        return
+    vars(_state).update(vars(_State(owner=os.getpid())))
+    _last_words.clear()
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(reading,), name="signals", daemon=True).start()
+    for number in STOP_SIGNALS:
+        signal.signal(number, _hear)
+
+
+def note_only(grace_seconds: float) -> None:
+    """Only note signals from now on: somebody asks :func:`requested` and has that many seconds to act on it."""
+    _state.grace_seconds = grace_seconds
+    _state.noting = True
+
+
+def notes_only() -> bool:
+    """Return whether signals are only noted."""
+    return _state.noting
+
+
+def raise_again() -> None:
+    """Raise signals as they come, as before any training; a process may make several runs."""
+    _state.noting = False
+    _state.requested = _state.first = _state.first_press = None
+
+
+def requested() -> str | None:
+    """Return what asked for a stop, such as ``SIGTERM``, or None.
+
+    What a rank meets after it may come from peers that end as well.
+    """
+    return _state.requested
+
+
+def ignore() -> None:
+    """Ignore all further signals: the work is done, and the interpreter's end takes a moment."""
+    signal.set_wakeup_fd(-1)
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def before_end(call: Callable[[], None]) -> None:
@@ -35,30 +101,52 @@ def before_end(call: Callable[[], None]) -> None:
     _last_words[:] = [call]
 
 
-def stopping() -> bool:
-    """Return whether a signal has asked for the end: what a rank meets after it comes from peers that end as well."""
-    return _heard.is_set()
+def stop_after(seconds: float | None) -> None:
+    """Ask this process to stop when it is ``seconds`` old."""
+    if seconds is None:
+        return
+    age = time.time() - psutil.Process().create_time()
+    timer = threading.Timer(max(seconds - age, 0.0), _time_is_up)
+    timer.daemon = True
+    timer.start()
 
 
-def stop_after(seconds: int | None) -> None:
-    """Stop this process as a signal does, after ``seconds``."""
-    if seconds is not None:
-        timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM))
-        timer.daemon = True
-        timer.start()
+def _time_is_up() -> None:
+    _state.timer_is_up = True
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _interrupt(number: int, frame: object) -> None:
-    _heard.set()
-    raise Interrupted(signal.Signals(number).name)
+def _hear(number: int, frame: object) -> None:
+    if _state.requested is None:
+        _state.requested = "max_run_seconds" if _state.timer_is_up else signal.Signals(number).name
+        if not _state.noting:
+            raise Interrupted(_state.requested)
 
 
 def _watch(reading: int) -> None:
+    """Read the numbers of signals from the pipe, and end the process where waiting for it makes no sense."""
     while True:
-        number = os.read(reading, 1)
-        if number and number[0] in (signal.SIGINT, signal.SIGTERM) and not _heard.wait(DEAF_SECONDS):
-            print("stopped while waiting for other processes", file=sys.stderr, flush=True)
-            with contextlib.suppress(Exception):
-                for call in _last_words:
-                    call()
-            os._exit(EXIT_STOPPED)
+        if select.select([reading], [], [], None if _state.first is None else 0.5)[0]:
+            numbers, moment = os.read(reading, 64), time.monotonic()
+            if any(number in STOP_SIGNALS for number in numbers):
+                _state.first = _state.first or moment
+            if signal.SIGINT in numbers:
+                _state.first_press = _state.first_press or moment
+                if moment - _state.first_press >= SECOND_PRESS_SECONDS:
+                    _end("ended at once by a second Ctrl-C")
+        if _state.first is None:
+            continue
+        waited = time.monotonic() - _state.first
+        if _state.requested is None and not _state.noting and waited > DEAF_SECONDS:
+            _end("stopped while waiting for other processes")
+        if _state.noting and waited > _state.grace_seconds:
+            _end(f"came to no place to save within {_state.grace_seconds:g} s (launch.stop_grace_seconds)")
+
+
+def _end(why: str) -> None:
+    """End the process where its main thread cannot."""
+    print(why, file=sys.stderr, flush=True)
+    with contextlib.suppress(Exception):
+        for call in _last_words:
+            call()
+    os._exit(EXIT_STOPPED)

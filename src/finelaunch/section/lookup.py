@@ -61,6 +61,15 @@ def names(folder: str) -> list[str]:
     return sorted(found)
 
 
+def about(path: Path) -> str:
+    """Return the first comment line of a file that is not for editors: what it is."""
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        text = line.removeprefix("#").strip()
+        if line.startswith("#") and text and not text.startswith("yaml-language-server"):
+            return text
+    return ""
+
+
 def read_file(path: Path) -> Document:
     """Return the document in ``path``.
 

@@ -33,7 +33,6 @@ OFFERED_AS_IS = (
     "logging_steps",
     "eval_strategy",
     "save_strategy",
-    "save_total_limit",
     "seed",
 )
 """Fields of the section that are passed on under the same name."""
@@ -67,6 +66,7 @@ def training_arguments(section: TrainingSection, placement: Placement, checkpoin
     return TrainingArguments(
         output_dir=str(checkpoints),
         **offered,
+        save_total_limit=None,  # rotation is ours: the Trainer's runs inside the save, before the new one counts
         logging_strategy="steps",
         per_device_train_batch_size=placement.per_device_batch_size,
         gradient_accumulation_steps=placement.gradient_accumulation_steps,

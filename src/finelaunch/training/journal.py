@@ -6,17 +6,18 @@ Every rank keeps count, so that all of them log, evaluate and save at the same s
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, set_seed
 
 from finelaunch.data.sampler import GlobalBatchSampler, padding_fraction
-from finelaunch.errors import FinelaunchError
 from finelaunch.run.directory import RunDirectory
 from finelaunch.run.files import append_line, read_lines, write_lines
 from finelaunch.run.log import console, say
+from finelaunch.run.ranks import gather
 
 
 class Start(TrainerCallback):
@@ -51,17 +52,64 @@ class Dropout(TrainerCallback):
         set_seed(self.seed)
 
 
+class Losses(TrainerCallback):
+    """The loss of every step since the last log line, so that an interval that a stop has cut has the mean of all.
+
+    Args:
+        before: The losses of the interval's steps that another process has done, of all ranks.
+    """
+
+    def __init__(self, before: Sequence[float] = ()) -> None:
+        self.before = list(before)
+        self._steps: list[torch.Tensor] = []
+        self._step: torch.Tensor | None = None
+
+    def add(self, loss: torch.Tensor) -> None:
+        """Add the loss of a micro-batch, a scalar: its part of the step's, times the number of ranks."""
+        loss = loss.detach().float()
+        self._step = loss if self._step is None else self._step + loss
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """End the step."""
+        if self._step is not None:
+            self._steps.append(self._step)
+            self._step = None
+
+    def of_interval(self) -> list[float]:
+        """Return the loss of each step since the last log line; every rank calls this."""
+        if not self._steps:
+            return self.before
+        of_ranks = gather([step.item() for step in self._steps])
+        return self.before + [sum(step) / len(step) for step in zip(*of_ranks, strict=True)]
+
+    def take_mean(self) -> float:
+        """Return the mean over the interval, and begin the next one; every rank calls this."""
+        losses = self.of_interval()
+        self.before, self._steps = [], []
+        return sum(losses) / len(losses)
+
+
 class Journal(TrainerCallback):
-    """Counts rows and tokens of every step and writes a line an interval.
+    """Writes down the rows of every step, and a line an interval.
 
     Args:
         run: The run directory.
         sampler: The sampler of the run, which knows the rows of every step.
+        losses: Those of an interval that goes on tell how long it is already.
+        checkpoint_seconds: Gives what checkpoints have taken since it was last asked.
     """
 
-    def __init__(self, run: RunDirectory, sampler: GlobalBatchSampler) -> None:
+    def __init__(
+        self,
+        run: RunDirectory,
+        sampler: GlobalBatchSampler,
+        losses: Losses,
+        checkpoint_seconds: Callable[[], dict[str, float]],
+    ) -> None:
         self.run = run
         self.sampler = sampler
+        self.losses = losses
+        self.checkpoint_seconds = checkpoint_seconds
         self.total_rows = self.total_tokens = 0
         self.total_seconds = 0.0
         self.evaluated_step: int | None = None
@@ -69,15 +117,17 @@ class Journal(TrainerCallback):
         self._epoch: int | None = None
         self._batches: list[Any] = []
         self._steps: list[tuple[int, int]] = []
-        self._rows = 0
+        self._rows = self._tokens = 0
         self._seconds = 0.0
         self._since = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Drop lines of steps that will be done again, and start the bar on a terminal."""
         if self.run.writes:
-            kept = [row for row in read_lines(self.run.train_log) if row["step"] <= state.global_step]
-            write_lines(self.run.train_log, kept)
+            for path in (self.run.train_log, self.run.samples):
+                write_lines(path, [row for row in read_lines(path) if row["step"] <= state.global_step])
+        for step in range(state.global_step - len(self.losses.before), state.global_step):
+            self._steps.append(self.sampler.tokens(self._batch(step)[1]))
         self._since = time.perf_counter()
         if self.run.writes and sys.stderr.isatty():
             self.progress = _bar()
@@ -88,49 +138,41 @@ class Journal(TrainerCallback):
         """Count the step that was just done; the last one ends an interval, however short."""
         if state.global_step >= state.max_steps:
             control.should_log = True
-        epoch, place = divmod(state.global_step - 1, self.sampler.num_global_batches)
-        if epoch != self._epoch:
-            self._epoch, self._batches = epoch, self.sampler.global_batches(epoch)
-        batch = self._batches[place]
+        epoch, batch = self._batch(state.global_step - 1)
+        rows = batch[batch >= 0].tolist()
         self._steps.append(self.sampler.tokens(batch))
-        self._rows += int((batch >= 0).sum())
+        self._rows += len(rows)
+        self._tokens += self._steps[-1][0]
+        if self.run.writes:
+            append_line(self.run.samples, {"step": state.global_step, "epoch": epoch, "rows": rows})
         self._lap(count=True)
         if self.progress is not None:
             self.progress.update(self.progress.task_ids[0], completed=state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        """Write the interval down.
-
-        Raises:
-            FinelaunchError: The loss is not a number.
-        """
+        """Write the interval down."""
         logs = logs or {}
         if "loss" not in logs:
             return
-        if not math.isfinite(logs["loss"]):
-            raise FinelaunchError(
-                f"training: at step {state.global_step} the loss is {logs['loss']} and the gradient norm "
-                f"{logs.get('grad_norm')}; lower training.learning_rate (with fp16 try launch.precision=bf16 or fp32) "
-                "and train again with --fresh"
-            )
-        tokens, seconds = sum(real for real, _ in self._steps), max(self._seconds, 1e-9)
+        seconds = max(self._seconds, 1e-9)
         row = {
             "step": state.global_step,
             "epoch": round(float(state.epoch or 0.0), 4),
             "loss": logs["loss"],
             "grad_norm": _finite(logs.get("grad_norm")),
             "learning_rate": logs.get("learning_rate"),
-            "tokens_per_second": round(tokens / seconds, 1),
+            "tokens_per_second": round(self._tokens / seconds, 1),
             "samples_per_second": round(self._rows / seconds, 3),
             "padding_fraction": round(padding_fraction(self._steps), 5),
+            **self.checkpoint_seconds(),
         }
         if self.run.writes:
             append_line(self.run.train_log, row)
         self.total_rows += self._rows
-        self.total_tokens += tokens
+        self.total_tokens += self._tokens
         self.total_seconds += self._seconds
         seconds_per_step = self._seconds / max(len(self._steps), 1)
-        self._steps, self._rows, self._seconds = [], 0, 0.0
+        self._steps, self._rows, self._tokens, self._seconds = [], 0, 0, 0.0
         self._show(row, state.max_steps, seconds_per_step)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, Any] | None = None, **_: Any) -> None:
@@ -144,8 +186,7 @@ class Journal(TrainerCallback):
         self._lap(count=False)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Record the checkpoint; its time is not training time."""
-        self.run.record("saved", step=state.global_step)
+        """Leave the time of a save out: it is not training time."""
         self._lap(count=False)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -157,6 +198,20 @@ class Journal(TrainerCallback):
         if self.progress is not None:
             self.progress.stop()
             self.progress = None
+
+    def complete(self) -> None:
+        """Add to the last line what checkpoints have taken after it."""
+        late, rows = self.checkpoint_seconds(), read_lines(self.run.train_log) if self.run.writes else []
+        if rows and any(late.values()):
+            rows[-1] |= {name: round(rows[-1].get(name, 0.0) + value, 3) for name, value in late.items()}
+            write_lines(self.run.train_log, rows)
+
+    def _batch(self, step: int) -> tuple[int, Any]:
+        """Return the epoch and the rows of the step after ``step`` steps."""
+        epoch, place = divmod(step, self.sampler.num_global_batches)
+        if epoch != self._epoch:
+            self._epoch, self._batches = epoch, self.sampler.global_batches(epoch)
+        return epoch, self._batches[place]
 
     def _lap(self, count: bool) -> None:
         moment = time.perf_counter()

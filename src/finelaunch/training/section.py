@@ -212,7 +212,12 @@ class TrainingSection(Section):
     save_total_limit: int | None = Field(default=2, ge=1, description="checkpoints kept; null: all")
     seed: int = Field(default=42, ge=0, lt=2**31, description="seed of weights, order and dropout")
     deterministic: bool = Field(default=False, description="deterministic kernels, slower on a GPU")
-    resume: str = Field(default="auto", description="auto: newest checkpoint of the run; never; or a checkpoint's path")
+    resume: str = Field(
+        default="auto", description="auto: newest checkpoint of the run that verifies; never; or a checkpoint's path"
+    )
+    verify: Literal["sha256", "size"] = Field(
+        default="sha256", description="what a checkpoint is checked by before it is used; size: faster, sees less"
+    )
 
     def faults(self) -> Iterator[SettingError]:
         """Yield rhythms without a strategy and strategies without a rhythm, and warm-ups that do not fit."""

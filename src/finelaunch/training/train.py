@@ -2,19 +2,28 @@
 
 import math
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finelaunch.data.features import Features
 from finelaunch.data.sampler import GlobalBatchSampler, TrainingRows
-from finelaunch.run.directory import RunDirectory
+from finelaunch.errors import RequirementMissing
+from finelaunch.preparation import Split
+from finelaunch.run.directory import RunDirectory, versions
 from finelaunch.run.files import read_lines
 from finelaunch.run.log import say, warn
 from finelaunch.run.ranks import Ranks, gather
+from finelaunch.run.watch import watching
 from finelaunch.tasks.base import IGNORED, Task
-from finelaunch.training.checkpoints import check_engine, check_foreign, checkpoint_to_resume, step_of
+from finelaunch.training.checkpoints import (
+    Continued,
+    Identity,
+    check_foreign,
+    choose_checkpoint,
+    remove_unfinished,
+)
+from finelaunch.training.faults import check_room, checkpoint_bytes
+from finelaunch.training.manifest import newest_checkpoint
 from finelaunch.training.placement import Placement
 from finelaunch.training.section import TrainingSection
 from finelaunch.training.verify import verify
@@ -35,6 +44,7 @@ class Trained:
         weights: All weights, whole, on the first rank, where the model's own are parts.
         figures: loss (of the last interval), steps, rates, memory and size, under the metric keys of ``train``.
         evaluated_step: The step after which the validation split was last measured, if it was.
+        save: Writes a checkpoint of the last step unless there is one, for what may yet be stopped; all ranks call it.
     """
 
     model: Any
@@ -42,6 +52,7 @@ class Trained:
     weights: dict[str, Any] | None
     figures: dict[str, Any]
     evaluated_step: int | None
+    save: Callable[[], None]
 
 
 def train(
@@ -52,12 +63,15 @@ def train(
     task: Task,
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    features: Features,
+    split: Split,
     evaluator: Callable[[Any], dict[str, Any]],
     on_untrained: Callable[[Any], None] | None,
     run: RunDirectory,
+    identity: Identity,
+    permitted: Collection[str] = (),
+    grace_seconds: float = 120.0,
 ) -> Trained:
-    """Train ``model`` on ``features``, from the newest checkpoint of the run where there is one.
+    """Train ``model`` on ``split``, from the newest checkpoint of the run that verifies where there is one.
 
     Args:
         section: The recipe's ``training`` section.
@@ -67,23 +81,32 @@ def train(
         task: Gives batches and losses.
         model: The model, prepared by task and method.
         tokenizer: Its tokenizer, saved with every checkpoint.
-        features: The training rows.
+        split: The training rows.
         evaluator: Measures a model on the validation split.
         on_untrained: Called with the prepared model before the first step of a training that begins.
         run: Where checkpoints and logs go.
+        identity: What the checkpoints state of the run.
+        permitted: Keys in which a checkpoint of another run may differ.
+        grace_seconds: How long a stop may wait for a place to save.
 
     Raises:
-        BadInput: ``training.resume`` names no checkpoint, or one that this engine cannot continue.
-        FinelaunchError: What runs is not what was asked.
+        BadInput: ``training.resume`` names no checkpoint, or one that this run or engine cannot continue.
+        RequirementMissing: The disk has no room for checkpoints.
+        FinelaunchError: What runs is not what was asked, or a loss or gradient is no number.
+        Interrupted: All ranks have agreed to stop, and what was trained is saved.
     """
     from torch.utils.tensorboard import SummaryWriter
     from transformers import PrinterCallback
     from transformers.integrations.integration_utils import TensorBoardCallback
 
     from finelaunch.training.arguments import layer_classes
-    from finelaunch.training.journal import Dropout, Journal, Start
+    from finelaunch.training.guards import Guard
+    from finelaunch.training.journal import Dropout, Journal, Losses, Start
+    from finelaunch.training.preemption import Preemption
+    from finelaunch.training.saving import Saving
     from finelaunch.training.trainer import FinelaunchTrainer, loss_rule
 
+    features = split.features
     sampler = GlobalBatchSampler(
         features.lengths,
         section.global_batch_size,
@@ -93,28 +116,52 @@ def train(
         ranks.rank,
         ranks.world_size,
     )
-    checkpoint = gather(_checkpoint(section, placement, run) if ranks.is_first else None)[0]
-    step = step_of(checkpoint) or 0 if checkpoint else 0
     steps = num_steps(sampler, section)
     sampler.end_after(steps)
-    if checkpoint is not None and checkpoint.parent != run.checkpoints:
+    chosen = choose_checkpoint(section.resume, section.verify, run, placement, identity, ranks, permitted)
+    checkpoint = chosen.checkpoint
+    step = checkpoint.step if checkpoint else 0
+    if checkpoint is not None and chosen.is_foreign:
         check_foreign(checkpoint, model, steps)
+    if ranks.is_first:
+        remove_unfinished(chosen.bad)
 
     def on_start(trainer: Any) -> None:
         engine = verify(trainer, placement)
         run.note(engine=engine, parameters=parameters_of(trainer.model))
-        run.record("training", from_step=step, checkpoint=checkpoint.name if checkpoint else None)
+        _require_room(run, checkpoint_bytes(trainer.model, section), ranks)
+        run.record("training", from_step=step, checkpoint=checkpoint.path.name if checkpoint else None)
         if checkpoint is None and on_untrained is not None:
             on_untrained(trainer.measured_model)
+
+    def before_first_step() -> None:
+        if gather(is_evaluation_due(step, steps, sampler, section, run, chosen) if ranks.is_first else None)[0]:
+            trainer.evaluate()
 
     if placement.engine.name == "fsdp2":
         plugin: Any = arguments.fsdp_plugin_args
         plugin.setdefault("transformer_cls_names_to_wrap", layer_classes(model))
-    journal = Journal(run, sampler)
+    stated = {
+        "world_size": placement.num_processes,
+        "engine": placement.engine.name,
+        "versions": versions(),
+        "fingerprint": identity.fingerprint,
+        "recipe": dict(identity.recipe),
+        "data": dict(identity.data),
+    }
+    losses = Losses(checkpoint.content["losses"] if checkpoint else ())
+    saving = Saving(run, ranks, stated, losses.of_interval, section.save_total_limit, chosen.bad)
+    preemption = Preemption(saving, grace_seconds, before_first_step)
+    journal = Journal(run, sampler, losses, saving.seconds)
+    guard = Guard(run, sampler, features, lambda: split.examples, ranks, placement, lambda: _name_of_newest(run))
     start = Start(on_start)
     writer = SummaryWriter(str(run.tensorboard), purge_step=step + 1) if run.writes else None
     trainer = FinelaunchTrainer(
         sampler=sampler,
+        guard=guard,
+        losses=losses,
+        saving=saving,
+        preemption=preemption,
         evaluator=evaluator,
         measures_wrapped=placement.engine.shards_weights,
         model=model,
@@ -124,32 +171,64 @@ def train(
         data_collator=lambda rows: task.collate(rows, tokenizer),
         compute_loss_func=loss_rule(task.row_losses),
         processing_class=tokenizer,
-        callbacks=[start, Dropout(section.seed, ranks.rank), journal]
-        + ([TensorBoardCallback(writer)] if writer else []),
+        callbacks=[start, Dropout(section.seed, ranks.rank), guard, losses, journal]
+        + ([TensorBoardCallback(writer)] if writer else [])
+        + [saving, preemption],
     )
-    start.trainer = trainer
+    start.trainer = guard.trainer = trainer
     trainer.remove_callback(PrinterCallback)
-    _announce(sampler, placement, steps, checkpoint)
+    _announce(sampler, placement, steps, chosen)
     _warn_of_filling(sampler, run)
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with watching(run.log, placement.collective_timeout_seconds):
+            trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+        saving.finish()
+        journal.complete()
+        if preemption.stop is not None:
+            raise preemption.stop
+    except BaseException:
+        saving.abandon()
+        raise
     finally:
         journal.close()
     figures, weights = _figures(trainer, journal), _whole_weights(trainer)
-    return Trained(trainer.model, trainer.measured_model, weights, figures, journal.evaluated_step)
+    return Trained(
+        trainer.model, trainer.measured_model, weights, figures, journal.evaluated_step, trainer.save_last_step
+    )
 
 
-def _checkpoint(section: TrainingSection, placement: Placement, run: RunDirectory) -> Path | None:
-    """Return the checkpoint to continue from, one that this engine can; the first rank decides it for all."""
-    checkpoint = checkpoint_to_resume(section.resume, run)
-    if checkpoint is not None:
-        check_engine(checkpoint, placement)
-        saved = len(list(checkpoint.glob("rng_state*.pth")))
-        if saved != placement.num_processes:
-            text = f"{checkpoint} holds the random states of {saved} processes, and {placement.num_processes} go on"
-            if run.warn(text):
-                warn(f"{text}: dropout draws other masks than the run would have drawn, order and data are the same")
-    return checkpoint
+def is_evaluation_due(
+    step: int,
+    steps: int,
+    sampler: GlobalBatchSampler,
+    section: TrainingSection,
+    run: RunDirectory,
+    chosen: Continued,
+) -> bool:
+    """Return whether the run was stopped between a step and the evaluation that belongs after it."""
+    if chosen.checkpoint is None or chosen.is_foreign:
+        return False
+    is_end = step % sampler.num_global_batches == 0 or step == steps
+    rhythm = {"no": False, "epoch": is_end, "steps": step % (section.eval_steps or 1) == 0}
+    made = {event["step"] for event in read_lines(run.events) if event.get("event") == "evaluated"}
+    return rhythm[section.eval_strategy] and step not in made
+
+
+def _require_room(run: RunDirectory, num_bytes: int, ranks: Ranks) -> None:
+    """Refuse to train, on all ranks, where the first one finds no room for checkpoints."""
+    text = None
+    if ranks.is_first:
+        try:
+            check_room(run, num_bytes)
+        except RequirementMissing as error:
+            text = str(error)
+    if said := gather(text)[0]:
+        raise RequirementMissing(said)
+
+
+def _name_of_newest(run: RunDirectory) -> str | None:
+    newest = newest_checkpoint(run.checkpoints)
+    return newest.path.name if newest else None
 
 
 def num_steps(sampler: GlobalBatchSampler, section: TrainingSection) -> int:
@@ -178,11 +257,13 @@ def num_elements(parameter: Any) -> int:
     return getattr(parameter, "ds_numel", parameter.numel())
 
 
-def _announce(sampler: GlobalBatchSampler, placement: Placement, steps: int, checkpoint: Path | None) -> None:
+def _announce(sampler: GlobalBatchSampler, placement: Placement, steps: int, chosen: Continued) -> None:
     filled = f" ({sampler.num_padding_rows} rows without target fill the last batch)" * (sampler.num_padding_rows > 0)
     say(f"{placement.arithmetic()}; {sampler.num_global_batches} steps an epoch{filled}; {steps} steps in all")
-    if checkpoint is not None:
-        say(f"continuing from {checkpoint}")
+    if chosen.checkpoint is not None:
+        say(f"continuing from {chosen.checkpoint.path}")
+    elif chosen.bad:
+        say("no checkpoint of the run is whole: training begins at its first step")
 
 
 def _warn_of_filling(sampler: GlobalBatchSampler, run: RunDirectory) -> None:

@@ -1,16 +1,29 @@
-"""The one subclass of the transformers Trainer: our order of the rows, our loss rule, our evaluation.
+"""The one subclass of the transformers Trainer: our order of the rows, our loss rule, our evaluation, our checkpoints.
 
-Only public methods are overridden.
+Only public methods are overridden. The private ones that are called stand in :data:`PRIVATE`.
 """
 
+import signal
 from collections.abc import Callable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from finelaunch.data.sampler import GlobalBatchSampler, TrainingRows
+from finelaunch.errors import Interrupted
+from finelaunch.run.signals import STOP_SIGNALS
+from finelaunch.training.journal import Losses
+from finelaunch.training.preemption import Preemption
+from finelaunch.training.saving import Saving
+
+if TYPE_CHECKING:
+    from finelaunch.training.guards import Guard
+
+PRIVATE = {"_save_checkpoint": ("self", "model", "trial")}
+"""Private methods of the Trainer that are called, and their parameters; a test holds that they are so."""
 
 RowLosses = Callable[[Mapping[str, torch.Tensor], torch.Tensor], torch.Tensor]
 
@@ -44,11 +57,21 @@ def loss_rule(row_losses: RowLosses) -> Callable[..., torch.Tensor]:
     return compute_loss
 
 
+def outlive_signals(_worker: int) -> None:
+    """Let a loader's worker ignore what asks the run to stop: to save, a rank may need its last batches."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 class FinelaunchTrainer(Trainer):
-    """Trainer with finelaunch's sampler and evaluation.
+    """Trainer with finelaunch's sampler, evaluation and checkpoints.
 
     Args:
         sampler: The order of the rows.
+        guard: Looks at every loss before the backward pass.
+        losses: Takes the loss of every micro-batch.
+        saving: Makes checkpoints count.
+        preemption: Knows of stops.
         evaluator: Measures the model at hand on the validation split and returns its figures.
         measures_wrapped: Hand the engine's own object to the evaluator, where no device holds the whole model.
         **others: As for ``Trainer``; ``train_dataset`` is a :class:`TrainingRows`.
@@ -58,12 +81,20 @@ class FinelaunchTrainer(Trainer):
         self,
         *,
         sampler: GlobalBatchSampler,
+        guard: "Guard",
+        losses: Losses,
+        saving: Saving,
+        preemption: Preemption,
         evaluator: Callable[[Any], dict[str, Any]],
         measures_wrapped: bool = False,
         **others: Any,
     ) -> None:
         super().__init__(**others)
         self.sampler = sampler
+        self.guard = guard
+        self.losses = losses
+        self.saving = saving
+        self.preemption = preemption
         self.evaluator = evaluator
         self.measures_wrapped = measures_wrapped
 
@@ -82,14 +113,55 @@ class FinelaunchTrainer(Trainer):
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.device.type == "cuda",
             persistent_workers=self.args.dataloader_num_workers > 0,
+            worker_init_fn=outlive_signals,
             generator=torch.Generator(),
         )
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Return the loss of a micro-batch, once it is known to be a number on every rank."""
+        self.guard.before_forward(num_items_in_batch)
+        loss: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        self.guard.check_loss(loss)
+        self.losses.add(loss)
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log figures, with the mean loss over the whole interval even where a stop has cut it in two."""
+        if "loss" in logs:
+            logs["loss"] = self.losses.take_mean()
+        super().log(logs, start_time)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the weights, the first files of a checkpoint; not the arguments, a pickle that may hold a token."""
+        self.guard.check_weights()
+        folder = Path(output_dir or str(self.args.output_dir))
+        self.saving.begin(folder)
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            (folder / "training_args.bin").unlink(missing_ok=True)
+
+    def save_last_step(self) -> None:
+        """Write a checkpoint of the last step, where the rhythm has asked for none; every rank calls this."""
+        if self.saving.saved_step != self.state.global_step:
+            model: Any = self.model_wrapped
+            self._save_checkpoint(model, None)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+        self.saving.finish()
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Return and log the figures on the validation split, under the names of the metric keys with the prefix."""
-        figures = self.evaluator(self.measured_model)
+        """Return and log the figures on the validation split, under the names of the metric keys with the prefix.
+
+        A stop is heard between two batches: the step is saved, and the evaluation is left until the run continues.
+        """
+        try:
+            figures = self.evaluator(self.measured_model)
+        except Interrupted as stop:
+            self.preemption.end(stop, self.state, self.control)
+            return {}
         numbers = {name: value for name, value in figures.items() if isinstance(value, int | float)}
         metrics: dict[str, float] = {f"{metric_key_prefix}_{name}": value for name, value in numbers.items()}
         self.log(dict(metrics))

@@ -18,7 +18,8 @@ import pytest
 
 from finelaunch.errors import EXIT_STOPPED, FinelaunchError
 from finelaunch.launch import processes
-from finelaunch.launch.processes import ONE_PRESS_SECONDS, STOP_SIGNALS, Ending, RankProcess, run_ranks, tail
+from finelaunch.launch.processes import STOP_SIGNALS, Ending, RankProcess, run_ranks, tail
+from finelaunch.run.signals import SECOND_PRESS_SECONDS
 
 PATIENCE_SECONDS = 30.0
 
@@ -319,8 +320,12 @@ def test_a_stop_leaves_time_to_save(scene: Scene, launch: Callable[..., Launcher
 
 
 def test_time_that_is_up_is_a_stop(scene: Scene) -> None:
-    ending = run_ranks(scene.ranks(saving(), saving()), stop_grace_seconds=20, max_run_seconds=4)
-    assert (ending.exit_code, ending.rank, ending.reason) == (75, None, "stopped after 4 s (max_run_seconds)")
+    ending = run_ranks(scene.ranks(saving(), saving()), stop_grace_seconds=20, stop_seconds=4)
+    assert (ending.exit_code, ending.rank, ending.reason) == (
+        75,
+        None,
+        "stopped after 4 s, in time for launch.max_run_seconds",
+    )
     assert scene.there("saved", 0, 1)
     scene.all_gone()
 
@@ -337,7 +342,7 @@ def test_a_second_interrupt_kills_at_once(scene: Scene, launch: Callable[..., La
     launcher = launch(saving(300), DEAF, stop_grace_seconds=300)
     launcher.send(signal.SIGINT)
     launcher.until_stopping()
-    time.sleep(2 * ONE_PRESS_SECONDS)
+    time.sleep(SECOND_PRESS_SECONDS + 0.2)
     launcher.send(signal.SIGINT)
     ending = launcher.ending()
     assert (ending.exit_code, ending.rank, ending.reason) == (1, 0, "killed by a second Ctrl-C")
@@ -357,7 +362,7 @@ def test_other_signals_after_a_stop_change_nothing(scene: Scene, launch: Callabl
     launcher = launch(saving(1.5), saving(1.5), stop_grace_seconds=20)
     launcher.send(signal.SIGUSR2)
     launcher.until_stopping()
-    time.sleep(2 * ONE_PRESS_SECONDS)
+    time.sleep(0.5)
     launcher.send(signal.SIGTERM)
     assert launcher.ending().reason == "stopped by SIGUSR2"
     assert scene.there("saved", 0, 1)

@@ -1,0 +1,145 @@
+"""Writing checkpoints that count: the Trainer writes the files, every rank hashes its own while training goes on.
+
+The manifest is published at the first step boundary at which all ranks have hashed, by the first one. Older checkpoints
+are deleted after that, never before.
+"""
+
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from finelaunch.errors import FinelaunchError
+from finelaunch.run.directory import RunDirectory
+from finelaunch.run.ranks import Ranks, gather
+from finelaunch.training.manifest import NAME, checkpoints_in, describe_files, discard, publish, surplus
+
+
+@dataclass
+class _Draft:
+    """A checkpoint that was written and does not count yet."""
+
+    path: Path
+    facts: Mapping[str, Any]
+    begun: float
+    blocked_seconds: float
+    files: dict[str, Any] = field(default_factory=dict)
+    error: BaseException | None = None
+    thread: threading.Thread | None = None
+
+
+class Saving(TrainerCallback):
+    """Makes what the Trainer saves count.
+
+    Args:
+        run: The run directory.
+        ranks: This process among all.
+        facts: What every manifest states of the run.
+        losses: Gives the losses since the last log line, of all ranks; every rank calls it.
+        limit: How many checkpoints are kept; None: all.
+        bad: Checkpoints that were passed over, deleted once a newer one is whole.
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        ranks: Ranks,
+        facts: Mapping[str, Any],
+        losses: Callable[[], list[float]],
+        limit: int | None,
+        bad: Sequence[Path],
+    ) -> None:
+        self.run = run
+        self.ranks = ranks
+        self.facts = facts
+        self.losses = losses
+        self.limit = limit
+        self.saved_step: int | None = None
+        """The step of the last checkpoint that was written, whether it counts yet or not."""
+        self._bad = [path for path in bad if path.exists()]
+        self._begun = 0.0
+        self._writing: Path | None = None
+        self._draft: _Draft | None = None
+        self._best: list[Path] = []
+        self._seconds = [0.0, 0.0]
+
+    def begin(self, path: Path) -> None:
+        """Prepare the folder that the Trainer is about to write; every rank calls this."""
+        self._begun = time.perf_counter()
+        self.finish()
+        if self.ranks.is_first and path.exists():
+            discard(path)
+        gather(None)  # no rank writes into what is just being deleted
+        self._bad = [other for other in self._bad if other.name != path.name]
+        self._writing = path
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Hash what this rank has written, in the background."""
+        assert self._writing is not None
+        facts = {"step": state.global_step, **self.facts, "losses": self.losses()}
+        self._best = [self.run.checkpoints / f"checkpoint-{state.best_global_step}"] if state.best_global_step else []
+        self._draft = _Draft(self._writing, facts, self._begun, time.perf_counter() - self._begun)
+        self._draft.thread = threading.Thread(target=self._describe, args=(self._draft,), name="hashing", daemon=True)
+        self._draft.thread.start()
+        self.saved_step, self._writing = state.global_step, None
+
+    def is_busy(self) -> bool:
+        """Return whether this rank still hashes."""
+        return self._draft is not None and self._draft.thread is not None and self._draft.thread.is_alive()
+
+    def finish(self) -> None:
+        """Publish the checkpoint that was written last, if it does not count yet; every rank calls this."""
+        draft, self._draft = self._draft, None
+        if draft is None or draft.thread is None:
+            return
+        draft.thread.join()
+        said = gather(str(draft.error) if draft.error else None)
+        if draft.error is not None:
+            raise draft.error
+        for rank, error in enumerate(said):
+            if error is not None:
+                raise FinelaunchError(f"rank {rank} could not finish {draft.path}: {error}")
+        parts = gather(draft.files)
+        if not self.run.writes:
+            return
+        files = {name: said for part in parts for name, said in part.items()}
+        publish(draft.path, draft.facts, files)
+        blocked, total = round(draft.blocked_seconds, 3), round(time.perf_counter() - draft.begun, 3)
+        self._seconds = [self._seconds[0] + blocked, self._seconds[1] + total]
+        num_bytes = sum(file["bytes"] for file in files.values())
+        self.run.record(
+            "saved", step=draft.facts["step"], bytes=num_bytes, blocked_seconds=blocked, total_seconds=total
+        )
+        self._rotate()
+
+    def seconds(self) -> dict[str, float]:
+        """Return for how long checkpoints have kept training waiting and taken in all, since the last call."""
+        blocked, total = self._seconds
+        self._seconds = [0.0, 0.0]
+        return {"checkpoint_blocked_seconds": round(blocked, 3), "checkpoint_total_seconds": round(total, 3)}
+
+    def abandon(self) -> None:
+        """Delete what a save that failed has written so far: it may be what fills the disk."""
+        if self._writing is not None and not (self._writing / NAME).exists():
+            shutil.rmtree(self._writing, ignore_errors=True)
+
+    def _describe(self, draft: _Draft) -> None:
+        try:
+            draft.files = describe_files(draft.path, self.ranks.rank)
+        except BaseException as error:  # raised where the draft is published, in the main thread
+            draft.error = error
+
+    def _rotate(self) -> None:
+        """Delete what is no longer to be kept, in the background: the manifests at once, then the rest."""
+        whole = [path for path in checkpoints_in(self.run.checkpoints) if path not in self._bad]
+        away = [*self._bad, *surplus([path for path in whole if (path / NAME).exists()], self.limit, self._best)]
+        self._bad = []
+        for path in away:
+            (path / NAME).unlink(missing_ok=True)
+        if away:
+            threading.Thread(target=lambda: [discard(path) for path in away], name="rotation").start()
