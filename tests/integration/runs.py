@@ -74,6 +74,15 @@ def log_of(run: RunDirectory) -> list[dict[str, float]]:
     return [{key: value for key, value in row.items() if not key.endswith(("_per_second", "_seconds"))} for row in rows]
 
 
+def scalars_of(run: RunDirectory) -> dict[str, list[tuple[int, float]]]:
+    """Return step and value of every scalar that tensorboard shows, without what depends on the clock."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run.tensorboard), size_guidance={"scalars": 0}).Reload()
+    names = [name for name in events.Tags()["scalars"] if "runtime" not in name and "per_second" not in name]
+    return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in names}
+
+
 def weights_hash(run: RunDirectory) -> str:
     """Return the SHA-256 of the final weights."""
     import hashlib

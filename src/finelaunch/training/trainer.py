@@ -3,7 +3,9 @@
 Only public methods are overridden. The private ones that are called stand in :data:`PRIVATE`.
 """
 
+import os
 import signal
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,9 +60,21 @@ def loss_rule(row_losses: RowLosses) -> Callable[..., torch.Tensor]:
 
 
 def outlive_signals(_worker: int) -> None:
-    """Let a loader's worker ignore what asks the run to stop: to save, a rank may need its last batches."""
+    """Let a loader's worker ignore what asks the run to stop: to save, a rank may need its last batches.
+
+    SIGTERM ends it only where its own rank has sent it, as multiprocessing does at the rank's exit, and waits.
+    """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # an ignored signal is not waited for
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with_rank, name="signals", daemon=True).start()
+
+
+def _end_with_rank() -> None:
+    while True:
+        if signal.sigwaitinfo({signal.SIGTERM}).si_pid == os.getppid():
+            os._exit(0)
 
 
 class FinelaunchTrainer(Trainer):
@@ -128,10 +142,14 @@ class FinelaunchTrainer(Trainer):
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log figures, with the mean loss over the whole interval even where a stop has cut it in two."""
+        """Log figures, with the mean loss over the whole interval even where a stop has cut it in two.
+
+        The Trainer's summary of what this process has trained is left out: a run that was stopped would have several.
+        """
         if "loss" in logs:
             logs["loss"] = self.losses.take_mean()
-        super().log(logs, start_time)
+        if "train_runtime" not in logs:
+            super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the weights, the first files of a checkpoint; not the arguments, a pickle that may hold a token."""
