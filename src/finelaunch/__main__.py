@@ -11,9 +11,10 @@ def main() -> None:
     signals.listen()
     try:
         from finelaunch.cli import main as command
+
+        command()
     except Interrupted:
         sys.exit(EXIT_STOPPED)
-    command()
 
 
 if __name__ == "__main__":

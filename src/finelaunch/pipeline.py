@@ -126,7 +126,8 @@ def _end_from_outside(run: RunDirectory, lock: RunLock) -> None:
 
 def _follow(job: Job, run: RunDirectory, placement: Placement, gate: Gate) -> dict[str, Any]:
     """Run ``job`` on a rank that is not the first."""
-    log.quiet_libraries()  # loads what it needs while the first rank prepares
+    with signals.held():
+        log.quiet_libraries()  # loads what it needs while the first rank prepares
     gate.meet()
     if gate.wait() == FINISHED:
         return {}
@@ -145,14 +146,15 @@ def _stages(
     job: Job, run: RunDirectory, placement: Placement, gate: Gate, allow_change: Collection[str]
 ) -> dict[str, Any]:
     """Go through the stages of a run, on every rank."""
-    log.quiet_libraries()
-    from finelaunch.evaluation.evaluate import Evaluator
-    from finelaunch.evaluation.metrics import require_metrics
-    from finelaunch.methods import method_for
-    from finelaunch.models.load import load_model
-    from finelaunch.preparation import prepare
-    from finelaunch.training.arguments import built_whole, training_arguments
-    from finelaunch.training.train import train
+    with signals.held():
+        log.quiet_libraries()
+        from finelaunch.evaluation.evaluate import Evaluator
+        from finelaunch.evaluation.metrics import require_metrics
+        from finelaunch.methods import method_for
+        from finelaunch.models.load import load_model
+        from finelaunch.preparation import prepare
+        from finelaunch.training.arguments import built_whole, training_arguments
+        from finelaunch.training.train import train
 
     recipe, ranks, seconds = job.recipe, job.ranks, Stopwatch()
     require_metrics(recipe.evaluation.metrics)
@@ -166,6 +168,7 @@ def _stages(
         run.note(fingerprints=_with(run.read_manifest().get("fingerprints", []), _identity(job, prepared).fingerprint))
     gate.open()
 
+    signals.hold()
     placement = settle(placement, ranks)
     start_engine(placement)
     arguments = training_arguments(recipe.training, placement, run.checkpoints)  # before the model: ZeRO-3 cuts it
@@ -187,6 +190,7 @@ def _stages(
         task, prepared.tokenizer, prepared.facts, placement.per_device_eval_batch_size, placement.precision, ranks
     )
     seconds.lap("load")
+    signals.check()
 
     last: dict[str, Any] = {"base": gather(run.read_manifest().get("base_figures") if run.writes else None)[0]}
 

@@ -14,6 +14,7 @@ from datetime import timedelta
 from typing import Any
 
 from finelaunch.errors import BadInput, FinelaunchError, Problem
+from finelaunch.run import signals
 
 HEARTBEAT_SECONDS = 5.0
 LOOK_SECONDS = 0.1
@@ -110,8 +111,9 @@ class Gate:
         """
         if self.ranks.world_size == 1:
             return
-        from torch.distributed import DistError
-        from torch.distributed.rendezvous import rendezvous
+        with signals.held():
+            from torch.distributed import DistError
+            from torch.distributed.rendezvous import rendezvous
 
         wait = timedelta(seconds=self.timeout_seconds)
         try:

@@ -1,12 +1,13 @@
 """What asks a process to stop, and what it does about it.
 
-Until training begins there is nothing to lose: the first signal is raised as an exception in the main thread. From then
-on (:func:`note_only`) it is only noted, and whoever is at a place where all ranks can stop asks for it. Whatever else
-comes after the first signal is absorbed, but for a second Ctrl-C that is no double press.
+Until training begins there is nothing to lose: the first signal is raised as an exception in the main thread, or where
+libraries in C++ are at work (:func:`held`), which an exception may abort, as soon as they are done. From then on
+(:func:`note_only`) it is only noted, and whoever is at a place where all ranks can stop asks for it. Whatever comes
+after the first signal is absorbed, but for a second Ctrl-C that is no double press.
 
 A rank that waits for others inside a library hears no signal in Python until the wait is over, which may be many
 minutes. The signal's number is then still written to a pipe, which a thread reads; it ends the process where the main
-thread stays deaf.
+thread does not.
 """
 
 import contextlib
@@ -16,7 +17,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import psutil
@@ -27,7 +28,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """Ctrl-C, a scheduler, and what Slurm can be asked to send before a limit."""
 
 DEAF_SECONDS = 10.0
-"""How long a signal may go unheard before training, until the process is ended from outside of the main thread."""
+"""How long a process may go on after a signal before training, until it is ended from outside of the main thread."""
 
 SECOND_PRESS_SECONDS = 3.0
 """From this time on after the first Ctrl-C another one means it; wrappers pass on what the terminal sent already."""
@@ -38,6 +39,7 @@ class _State:
     owner: int = 0
     """The process that listens; a forked child has to begin anew, since threads do not survive a fork."""
     requested: str | None = None
+    holding: bool = False
     noting: bool = False
     grace_seconds: float = DEAF_SECONDS
     timer_is_up: bool = False
@@ -64,6 +66,33 @@ def listen() -> None:
         signal.signal(number, _hear)
 
 
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Raise nothing within, and after it what came meanwhile."""
+    before, _state.holding = _state.holding, True
+    try:
+        yield
+    finally:
+        _state.holding = before
+    if not before:
+        check()
+
+
+def hold() -> None:
+    """Raise nothing from now on but where :func:`check` is called."""
+    _state.holding = True
+
+
+def check() -> None:
+    """Raise what came, where signals are held; nothing where they are only noted.
+
+    Raises:
+        Interrupted: A signal came.
+    """
+    if _state.requested is not None and not _state.noting:
+        raise Interrupted(_state.requested)
+
+
 def note_only(grace_seconds: float) -> None:
     """Only note signals from now on: somebody asks :func:`requested` and has that many seconds to act on it."""
     _state.grace_seconds = grace_seconds
@@ -77,7 +106,7 @@ def notes_only() -> bool:
 
 def raise_again() -> None:
     """Raise signals as they come, as before any training; a process may make several runs."""
-    _state.noting = False
+    _state.holding = _state.noting = False
     _state.requested = _state.first = _state.first_press = None
 
 
@@ -119,8 +148,8 @@ def _time_is_up() -> None:
 def _hear(number: int, frame: object) -> None:
     if _state.requested is None:
         _state.requested = "max_run_seconds" if _state.timer_is_up else signal.Signals(number).name
-        if not _state.noting:
-            raise Interrupted(_state.requested)
+        if not _state.holding:
+            check()
 
 
 def _watch(reading: int) -> None:
@@ -137,8 +166,8 @@ def _watch(reading: int) -> None:
         if _state.first is None:
             continue
         waited = time.monotonic() - _state.first
-        if _state.requested is None and not _state.noting and waited > DEAF_SECONDS:
-            _end("stopped while waiting for other processes")
+        if not _state.noting and waited > DEAF_SECONDS:
+            _end("stopped")
         if _state.noting and waited > _state.grace_seconds:
             _end(f"came to no place to save within {_state.grace_seconds:g} s (launch.stop_grace_seconds)")
 

@@ -12,11 +12,12 @@ from finelaunch.run.ranks import agree, gather
 
 
 def stop_if_asked() -> None:
-    """Stop all ranks here where any was asked to; nothing before training, when a signal is raised as it comes.
+    """Stop all ranks here where any was asked to; before training, when there is nothing to lose, this one alone.
 
     Raises:
         Interrupted: One was, with what asked for it.
     """
+    signals.check()
     if signals.notes_only() and agree(signals.requested() is not None)[0]:
         raise agreed_stop()
 
