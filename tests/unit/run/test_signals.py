@@ -47,6 +47,7 @@ sys.exit(75)
 DEAF = """
 import ctypes
 signals.DEAF_SECONDS = 1.0
+signals.hold()
 mutex = ctypes.create_string_buffer(64)
 lock = ctypes.CDLL(None).pthread_mutex_lock
 lock(mutex)
