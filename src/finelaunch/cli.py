@@ -121,7 +121,7 @@ def train(
     from finelaunch.launch.check import check
     from finelaunch.launch.place import place
     from finelaunch.launch.request import check_arithmetic, this_machine
-    from finelaunch.launch.runs import run_directory
+    from finelaunch.launch.runs import begin_anew, run_directory
     from finelaunch.pipeline import Job, train_recipe
     from finelaunch.recipe.load import read_overrides
     from finelaunch.run import log
@@ -139,7 +139,7 @@ def train(
     check_arithmetic(placement, os.environ, loaded.training.max_grad_norm)
     signals.stop_after(machine.profile.seconds_until_stop)
     if fresh and ranks.is_first and run.exists():
-        log.say(f"the old run is kept in {run.begin_anew()}")
+        begin_anew(run, loaded)
     log.say(f"run {run.path} {machine.sentence()}")
     job = Job(loaded, document, machine.profile, machine.document, machine.name, ranks)
     try:
@@ -214,7 +214,7 @@ def launch(
     from finelaunch.launch.place import place
     from finelaunch.launch.plan import make_plan
     from finelaunch.launch.profile import load_profile
-    from finelaunch.launch.runs import refuse_another_job, run_directory
+    from finelaunch.launch.runs import begin_anew, refuse_another_job, run_directory
     from finelaunch.recipe.load import read_overrides
     from finelaunch.run import log
     from finelaunch.run.lock import RunLock
@@ -241,7 +241,7 @@ def launch(
     run = run_directory(name, run_dir, find(recipe, "recipes"))
     log.set_up()
     if fresh and run.exists():
-        log.say(f"the old run is kept in {run.begin_anew()}")
+        begin_anew(run, loaded)
     run.refuse_foreign_files()
     placement = place(loaded.training, profile, profile_document)
     with RunLock(run.lock):

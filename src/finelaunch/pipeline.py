@@ -10,18 +10,20 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from finelaunch.errors import Interrupted, Stopped
+from finelaunch.errors import FinelaunchError, Interrupted, Stopped
 from finelaunch.launch.place import place
 from finelaunch.launch.profile import Profile
-from finelaunch.launch.runs import refuse_another_job
+from finelaunch.launch.runs import refuse_another_job, refuse_changed_data
 from finelaunch.recipe.load import flatten
 from finelaunch.recipe.schema import Recipe
 from finelaunch.reporting.card import model_card
+from finelaunch.reporting.rows import report_data
 from finelaunch.run import log, signals
-from finelaunch.run.directory import RunDirectory, Stopwatch, is_permitted, refuse_differences
-from finelaunch.run.files import write_json, write_lines, write_text
+from finelaunch.run.directory import RunDirectory, Stopwatch
+from finelaunch.run.files import read_lines, write_json, write_lines, write_text
 from finelaunch.run.lock import RunLock
 from finelaunch.run.ranks import ALONE, Gate, Ranks, gather
+from finelaunch.run.watch import watching
 from finelaunch.section.document import Document
 from finelaunch.tasks import task_for
 from finelaunch.training.checkpoints import Identity
@@ -91,7 +93,7 @@ def train_recipe(job: Job, run: RunDirectory, allow_change: Collection[str] = ()
                 return json.loads(run.metrics.read_text(encoding="utf-8"))
         else:
             run.begin(recipe, launch, sys.argv)
-        run.note(profile=job.profile_name)
+        run.note(profile=job.profile_name, launch=launch)
         log.set_up(run.log)
         run.record("started")
         signals.before_end(lambda: _end_from_outside(run, lock))
@@ -102,15 +104,21 @@ def train_recipe(job: Job, run: RunDirectory, allow_change: Collection[str] = ()
             run.record("stopped", signal=str(stop))
             raise Stopped(_how_it_continues(job, run, str(stop)), stop.agreed) from None
         except BaseException as error:
+            named = _named(error, run, placement)
             with suppress(OSError):
-                run.record("failed", error=f"{type(error).__name__}: {error}")
-            name_fault(error, run, placement)
+                run.record("failed", error=str(named) if named else f"{type(error).__name__}: {error}")
+            if named is not None:
+                raise named from None
             raise
 
 
 def _how_it_continues(job: Job, run: RunDirectory, stop: str) -> str:
     """Say what the same command will do after a stop."""
     newest = newest_checkpoint(run.checkpoints)
+    begun = [event["from_step"] for event in read_lines(run.events) if event.get("event") == "training"]
+    if stop == "max_run_seconds" and (newest is None or newest.step == (begun or [0])[-1]):
+        limits = f"launch.max_run_seconds {job.profile.max_run_seconds}, launch.stop_grace_seconds "
+        return f"{limits}{job.profile.stop_grace_seconds}: stopped before a step was done; raise the first of them"
     if job.recipe.training.resume == "never":
         return f"stopped by {stop}; the same command begins again in {run.path} (training.resume: never)"
     if newest is None:
@@ -138,8 +146,18 @@ def _follow(job: Job, run: RunDirectory, placement: Placement, gate: Gate) -> di
     except Interrupted as stop:
         raise Stopped(f"stopped by {stop}", stop.agreed) from None
     except BaseException as error:
-        name_fault(error, run, placement)
+        if (named := _named(error, run, placement)) is not None:
+            raise named from None
         raise
+
+
+def _named(error: BaseException, run: RunDirectory, placement: Placement) -> FinelaunchError | None:
+    """Return ``error`` as a sentence, where it can be one."""
+    try:
+        name_fault(error, run, placement)
+    except FinelaunchError as named:
+        return named
+    return None
 
 
 def _stages(
@@ -148,29 +166,43 @@ def _stages(
     """Go through the stages of a run, on every rank."""
     with signals.held():
         log.quiet_libraries()
-        from finelaunch.evaluation.evaluate import Evaluator
         from finelaunch.evaluation.metrics import require_metrics
-        from finelaunch.methods import method_for
-        from finelaunch.models.load import load_model
         from finelaunch.preparation import prepare
-        from finelaunch.training.arguments import built_whole, training_arguments
-        from finelaunch.training.train import train
 
-    recipe, ranks, seconds = job.recipe, job.ranks, Stopwatch()
+    recipe, seconds = job.recipe, Stopwatch()
     require_metrics(recipe.evaluation.metrics)
     task = task_for(recipe.task)
-    task_values = recipe.task.model_dump(mode="json")
-
-    prepared = prepare(recipe.data, recipe.model, task, task_values, job.document)
+    prepared = prepare(recipe.data, recipe.model, task, recipe.task.model_dump(mode="json"), job.document)
     if run.writes:
-        _refuse_changed_data(run, prepared, allow_change)
-        _report_data(run, prepared, seconds.lap("prepare"))
+        refuse_changed_data(run, prepared, allow_change)
+        report_data(run, prepared, seconds.lap("prepare"))
         run.note(fingerprints=_with(run.read_manifest().get("fingerprints", []), _identity(job, prepared).fingerprint))
     gate.open()
 
     signals.hold()
-    placement = settle(placement, ranks)
+    placement = settle(placement, job.ranks)
     start_engine(placement)
+    with watching(run.log, placement.collective_timeout_seconds):
+        return _train(job, run, placement, task, prepared, allow_change, seconds)
+
+
+def _train(
+    job: Job,
+    run: RunDirectory,
+    placement: Placement,
+    task: Any,
+    prepared: "Prepared",
+    allow_change: Collection[str],
+    seconds: Stopwatch,
+) -> dict[str, Any]:
+    """Load, train and measure the model, all ranks together."""
+    from finelaunch.evaluation.evaluate import Evaluator
+    from finelaunch.methods import method_for
+    from finelaunch.models.load import load_model
+    from finelaunch.training.arguments import built_whole, training_arguments
+    from finelaunch.training.train import train
+
+    recipe, ranks = job.recipe, job.ranks
     arguments = training_arguments(recipe.training, placement, run.checkpoints)  # before the model: ZeRO-3 cuts it
     with built_whole(arguments) if recipe.model.init == "scratch" else nullcontext():
         loaded = load_model(
@@ -226,6 +258,7 @@ def _stages(
     )
     seconds.lap("train")
     try:
+        trained.check()
         metrics = _results(job, run, prepared, task, trained, evaluator, last, base, seconds)
     except Interrupted:
         trained.save()
@@ -298,38 +331,6 @@ def measure_split(
     """Return the figures of ``model`` on the split ``name``."""
     split = prepared.splits[name]
     return evaluator.measure(model, split.examples, split.features, threshold)
-
-
-def _refuse_changed_data(run: RunDirectory, prepared: "Prepared", allow_change: Collection[str]) -> None:
-    """Refuse to continue on rows that changed since the run was begun.
-
-    Raises:
-        BadInput: They did, and it is not allowed.
-    """
-    if run.has_trained():
-        splits = prepared.report["splits"]
-        known = {name: split for name, split in run.read_manifest().get("data", {}).items() if name in splits}
-        before = {f"data.{name}.path": split.get("fingerprint") for name, split in known.items()}
-        after = {f"data.{name}.path": splits[name].get("fingerprint") for name in known}
-        changed = [key for key in before if before[key] != after[key] and not is_permitted(key, allow_change)]
-        refuse_differences(run, [(key, before[key], after[key]) for key in sorted(changed)])
-
-
-def _report_data(run: RunDirectory, prepared: "Prepared", elapsed: float) -> None:
-    """Write what is known of the data, and say it in a line a split."""
-    write_json(run.data_report, prepared.report)
-    about = ("path", "subset", "split", "revision", "source", "licence", "citation", "fingerprint", "num_examples")
-    splits = prepared.report["splits"]
-    run.note(data={name: {key: split.get(key) for key in about} for name, split in splits.items()})
-    for name, split in splits.items():
-        lengths = split["tokens_per_feature"]
-        spread = f"{lengths['mean']:.0f} tokens on average, {lengths['max']} at most"
-        say = f"data.{name}: {split['num_examples']:,} examples, {split['num_features']:,} features, {spread}"
-        log.say(f"{say} ({split['path']})")
-    for warning in prepared.report["warnings"]:
-        if run.warn(warning):
-            log.warn(warning)
-    log.say(f"data {'found in the cache' if prepared.from_cache else 'prepared'} in {elapsed:.1f} s")
 
 
 def _base_figures(evaluator: "Evaluator", model: Any, prepared: "Prepared") -> dict[str, Any]:

@@ -84,11 +84,11 @@ def fault(name: str, stack: ExitStack) -> None:
 
 
 def poison_a_row_of_rank_1(guard) -> None:
-    """Make NaN of the embedding of a token that one row of the second rank's second micro-batch alone holds."""
+    """Make NaN of the embedding of a token that one row of the second rank's first micro-batch alone holds."""
     import torch
 
     batch = guard.sampler.global_batches(0)[3]
-    row = int(guard.sampler.micro_batches(batch)[1][1::2][0])
+    row = int(guard.sampler.micro_batches(batch)[0][1::2][0])
     tokens = [set(guard.features.at("input_ids", max(other, ~other)).tolist()) for other in batch if other != row]
     token = next(
         one for one in guard.features.at("input_ids", row).tolist() if not any(one in other for other in tokens)

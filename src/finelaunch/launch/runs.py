@@ -1,13 +1,16 @@
 """Which run directory a command means, and whether it may go on in it."""
 
+import os
 from collections.abc import Collection
 from pathlib import Path
 
 from finelaunch.errors import BadInput, Problem
 from finelaunch.launch.profile import Profile
+from finelaunch.preparation import Prepared
 from finelaunch.recipe.load import flatten
 from finelaunch.recipe.schema import Recipe
-from finelaunch.run.directory import RunDirectory, differences, refuse_differences
+from finelaunch.run.directory import RunDirectory, differences, is_permitted, refuse_differences
+from finelaunch.run.log import say
 from finelaunch.training.checkpoints import FREE_KEYS, check_engine
 from finelaunch.training.manifest import newest_checkpoint
 from finelaunch.training.placement import Placement
@@ -29,6 +32,25 @@ def run_directory(name: str | None, run_dir: Path | None, recipe_file: Path, ran
         return RunDirectory(run_dir, rank)
     folder = recipe_file.resolve().parent.name
     return RunDirectory(Path("runs", name or f"{folder}-{recipe_file.stem}"), rank)
+
+
+def begin_anew(run: RunDirectory, recipe: Recipe) -> None:
+    """Set the old run aside, for ``--fresh``, and say where it is kept.
+
+    Raises:
+        BadInput: The recipe names something in it, which would lie elsewhere then; or as in the run's own method.
+    """
+    folder = run.path.resolve()
+    within = [
+        Problem(
+            "recipe", key, f"{value} lies in the run, which --fresh renames", "", "choose another --run-dir or --name"
+        )
+        for key, value in flatten(recipe.model_dump(mode="json"))
+        if isinstance(value, str) and "/" in value and folder in Path(os.path.expanduser(value)).resolve().parents
+    ]
+    if within:
+        raise BadInput(within)
+    say(f"the old run is kept in {run.begin_anew()}")
 
 
 def refuse_another_job(
@@ -54,3 +76,18 @@ def refuse_another_job(
     if permitted and recipe.training.resume != "never" and (checkpoint := newest_checkpoint(run.checkpoints)):
         check_engine(checkpoint, placement)
     return permitted
+
+
+def refuse_changed_data(run: RunDirectory, prepared: Prepared, allow_change: Collection[str]) -> None:
+    """Refuse to continue on rows that changed since the run was begun.
+
+    Raises:
+        BadInput: They did, and it is not allowed.
+    """
+    if run.has_trained():
+        splits = prepared.report["splits"]
+        known = {name: split for name, split in run.read_manifest().get("data", {}).items() if name in splits}
+        before = {f"data.{name}.path": split.get("fingerprint") for name, split in known.items()}
+        after = {f"data.{name}.path": splits[name].get("fingerprint") for name in known}
+        changed = [key for key in before if before[key] != after[key] and not is_permitted(key, allow_change)]
+        refuse_differences(run, [(key, before[key], after[key]) for key in sorted(changed)])

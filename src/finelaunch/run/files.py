@@ -55,7 +55,7 @@ def room_for(path: Path, num_bytes: int) -> Iterator[None]:
         if not is_full_disk(error):
             raise
         free = shutil.disk_usage(path.parent).free
-        what = f"{os.strerror(error.errno or errno.ENOSPC)}: {num_bytes:,} bytes are to be written, {free:,} are free"
+        what = f"{os.strerror(error.errno or errno.ENOSPC)}: it takes {num_bytes:,} bytes, and {free:,} are free"
         raise OSError(error.errno, what, str(path)) from None
 
 

@@ -95,9 +95,8 @@ class RunLock:
         """Create the lock, or leave none: one without an owner, on a disk that is full, would keep everybody out."""
         file = self.path.open("x", encoding="utf-8")
         try:
-            with file, room_for(self.path, len(text)):
+            with room_for(self.path, len(text)), file:
                 file.write(text)
-                file.flush()
         except OSError:
             self.path.unlink(missing_ok=True)
             raise

@@ -127,14 +127,24 @@ def choose_checkpoint(
     if isinstance(found, str):
         what = f"there is no whole checkpoint at {resume}: {found}"
         raise BadInput(Problem("recipe", "training.resume", what, "auto, never or a checkpoint-N folder"))
-    remedy = "go on in the run that wrote it, --allow-change KEY permits one"
-    if refused := [one for one in identity.differs_from(found) if not is_permitted(one[0], permitted)]:
-        raise BadInput(
-            Problem(str(found.path), key, f"was written with {old!r}, asked for is {new!r}", "", remedy)
-            for key, old, new in refused
-        )
+    _on_first(ranks, lambda: _refuse_other_job(found, identity, permitted))
     _on_first(ranks, lambda: _check(found, run, placement, how))
     return Continued(found, True, tuple(bad))
+
+
+def _refuse_other_job(checkpoint: Checkpoint, identity: Identity, permitted: Collection[str]) -> None:
+    """Refuse a checkpoint of another run that was trained otherwise.
+
+    Raises:
+        BadInput: With the keys that differ and may not.
+    """
+    refused = [one for one in identity.differs_from(checkpoint) if not is_permitted(one[0], permitted)]
+    if refused:
+        remedy = "go on in the run that wrote it, --allow-change KEY permits one"
+        raise BadInput(
+            Problem(str(checkpoint.path), key, f"was written with {old!r}, asked for is {new!r}", "", remedy)
+            for key, old, new in refused
+        )
 
 
 def _verified(path: Path, how: Verification, run: RunDirectory, ranks: Ranks) -> Checkpoint | str:
@@ -221,7 +231,8 @@ def check_engine(checkpoint: Checkpoint, placement: Placement) -> None:
         what = f"written by {count_of(size)}, and {name} cannot continue on {placement.num_processes}"
     remedy = "continue as it began, or train anew with --fresh"
     if (checkpoint.path / "config.json").exists():
-        remedy += f"; with model.init=pretrained model.name_or_path={checkpoint.path} from its weights, at step 0"
+        way = f"model.init=pretrained model.name_or_path={checkpoint.path}"  # --fresh would rename it
+        remedy += f"; another run begins from its weights, at step 0: --run-dir DIR {way}"
     raise BadInput(Problem("launch profile", key, f"{checkpoint.path} was {what}", "", remedy))
 
 

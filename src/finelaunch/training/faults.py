@@ -1,5 +1,7 @@
 """Ends of a training that have nothing to do with the recipe, each said as what it is, and what is known beforehand."""
 
+import errno
+import os
 import shutil
 from collections.abc import Iterator
 from typing import Any
@@ -44,7 +46,7 @@ def name_fault(error: BaseException, run: RunDirectory, placement: Placement) ->
         ) from None
 
 
-def checkpoint_bytes(model: Any, section: TrainingSection, placement: Placement | None = None) -> int:
+def checkpoint_bytes(model: Any, section: TrainingSection, placement: Placement) -> int:
     """Return what a checkpoint takes on the disk: the weights, and what the optimizer keeps of each.
 
     Args:
@@ -52,8 +54,8 @@ def checkpoint_bytes(model: Any, section: TrainingSection, placement: Placement 
         section: Its ``optim`` is what is kept.
         placement: ZeRO writes the weights in the precision of the computation, and in fp32 beside them.
     """
-    zero = placement is not None and placement.engine.zero_stage is not None
-    copies = 1 if zero and placement and placement.engine.zero_stage != 3 else 0
+    zero = placement.engine.zero_stage is not None
+    copies = 1 if zero and placement.engine.zero_stage != 3 else 0
     total = BESIDE_WEIGHTS_BYTES
     for parameter in model.parameters():
         count, size = _num_elements(parameter), parameter.element_size()
@@ -111,13 +113,14 @@ def _name_full_disk(error: BaseException, run: RunDirectory) -> None:
     if full or unsaid:
         named = next((one for one in _chain(error) if isinstance(one, OSError) and one.filename), None)
         needed = _checkpoint_bytes.get(str(run.path))
-        room = f"; a checkpoint takes {needed:,} bytes" if needed else ""
-        why = f"{_first_line(error)}, as where no space is left"
+        room = f", a checkpoint takes {needed:,}" if needed else ""
+        why = f"a file was cut off, as where no space is left ({_first_line(error)})"
         if full:
-            why = named.strerror if named and named.strerror else "No space left on device"
+            why = named.strerror if named and named.strerror else os.strerror(errno.ENOSPC)
+        path = named.filename if named else run.path
+        now = f"{free:,} bytes are free now{room}"
         raise FinelaunchError(
-            f"{named.filename if named else run.path}: cannot be written: {why} ({free:,} bytes free now{room}); make "
-            "room, the same command continues"
+            f"{path}: cannot be written: {why}; {now}; make room, the same command continues"
         ) from None
 
 
@@ -143,7 +146,7 @@ def _name_full_memory(error: BaseException, placement: Placement) -> None:
     why = f": {_first_line(error)}" if str(error) else ""
     raise FinelaunchError(
         f"launch.per_device_batch_size: out of memory on {where} with {placement.per_device_batch_size} rows a forward "
-        f"pass{why}; {_less_memory(placement)}, with --allow-change where the run has begun; evaluation takes "
+        f"pass{why}; {_less_memory(placement)}, with --allow-change launch where the run has begun; evaluation takes "
         f"launch.per_device_eval_batch_size={placement.per_device_eval_batch_size} rows"
     ) from None
 

@@ -61,11 +61,13 @@ class Guard(TrainerCallback):
         self.newest = newest
         self.trainer: Any = None
         self._forwards: list[Forward] = []
+        self._bad: int | None = None
+        """Which of these had a loss that is not finite, the first of them."""
         self._num_skipped = 0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Forget the micro-batches of the step before."""
-        self._forwards = []
+        self._forwards, self._bad = [], None
         alive()
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -89,7 +91,10 @@ class Guard(TrainerCallback):
         self._forwards.append(Forward(random_states(self.placement.device), num_items))
 
     def check_loss(self, loss: torch.Tensor) -> None:
-        """End the run where the loss of this micro-batch is not finite on some rank; before its backward pass.
+        """End the run where the loss of a micro-batch is not finite on some rank.
+
+        One process ends before the backward pass. Several agree once a step, before the backward pass of its last
+        micro-batch: under DeepSpeed that one takes the step, and those before it wait for no other rank.
 
         Args:
             loss: Of this rank's micro-batch, a scalar.
@@ -98,9 +103,12 @@ class Guard(TrainerCallback):
             FinelaunchError: It is; on all ranks, with the ranks and examples that it was.
         """
         self._forwards[-1].loss = loss.detach()
-        bad = not bool(torch.isfinite(loss.detach()).all())
-        if agree(bad)[0]:
-            self._fail("loss", bad, self._forwards[-1:])
+        if self._bad is None and not bool(torch.isfinite(loss.detach()).all()):
+            self._bad = len(self._forwards) - 1
+        if self.ranks.world_size > 1 and not self.trainer.accelerator.sync_gradients:
+            return
+        if agree(self._bad is not None)[0]:
+            self._fail("loss", [] if self._bad is None else [self._bad])
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """End the run where the gradient is not finite; in fp16 such a step is left out by the scaler of the loss.
@@ -111,10 +119,10 @@ class Guard(TrainerCallback):
         if self.placement.precision == "fp16":
             return
         norm = self._gradient_norm()
-        if norm == 0 and args.max_grad_norm > 0 and self._sum_of_losses() > 0:
+        if norm == 0 and args.max_grad_norm > 0 and any(gather(self._has_loss())):
             norm = math.inf  # numbers that are finite and a norm that is not: clipped by it, they are all 0
-        if agree(not math.isfinite(norm))[0]:
-            self._fail("gradient", True, self._forwards, norm)
+        if not math.isfinite(norm):  # the same on all ranks, which have reduced it together
+            self._fail("gradient", range(len(self._forwards)), norm)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """End the run where fp16 leaves out one step after another: nothing would be trained any more.
@@ -162,11 +170,16 @@ class Guard(TrainerCallback):
         whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
         return float(torch.linalg.vector_norm(torch.stack(whole))) if whole else 0.0
 
-    def _sum_of_losses(self) -> float:
-        return sum(abs(float(forward.loss)) for forward in self._forwards if forward.loss is not None)
+    def _has_loss(self) -> bool:
+        return any(float(forward.loss) != 0 for forward in self._forwards if forward.loss is not None)
 
-    def _fail(self, kind: str, bad: bool, forwards: Sequence[Forward], norm: float | None = None) -> None:
-        """Leave what computes these micro-batches again and raise one sentence for all ranks; all of them call it.
+    def _fail(self, kind: str, which: Sequence[int], norm: float | None = None) -> None:
+        """Leave what computes micro-batches again and raise one sentence for all ranks; all of them call it.
+
+        Args:
+            kind: ``loss`` or ``gradient``.
+            which: The micro-batches of this rank that it was, counted from 0; none where it was other ranks.
+            norm: Of the gradient.
 
         Raises:
             FinelaunchError: Always.
@@ -178,16 +191,14 @@ class Guard(TrainerCallback):
         if not spoilt:
             weights = keep_weights(self.run, step, self.trainer, self.ranks)
         own: dict[str, Any] = {"rank": self.ranks.rank}
-        if bad:
+        if which:
             epoch, place = divmod(step - 1, self.sampler.num_global_batches)
             micro_batches = self.sampler.micro_batches(self.sampler.global_batches(epoch)[place])
-            first = len(self._forwards) - len(forwards)
             batches = []
-            for number, forward in enumerate(forwards, first):
+            for number in which:
                 rows = micro_batches[number][self.ranks.rank :: self.ranks.world_size].tolist()
-                batches.append(
-                    {"micro_step": number + 1, "rows": rows, "example_ids": self._ids(rows), **forward.facts()}
-                )
+                about = {"micro_step": number + 1, "rows": rows, "example_ids": self._ids(rows)}
+                batches.append({**about, **self._forwards[number].facts()})
             about = {"kind": kind, "step": step, "epoch": epoch, "gradient_norm": None if norm is None else str(norm)}
             about |= {"weights": weights, "checkpoint": checkpoint, "num_micro_steps": len(micro_batches)}
             file, why = write_record(self.run, self.ranks, self.placement, {**about, "micro_batches": batches})

@@ -13,7 +13,6 @@ from finelaunch.run.directory import RunDirectory, versions
 from finelaunch.run.files import read_lines
 from finelaunch.run.log import say, warn
 from finelaunch.run.ranks import Ranks, gather
-from finelaunch.run.watch import watching
 from finelaunch.tasks.base import IGNORED, Task
 from finelaunch.training.checkpoints import (
     Continued,
@@ -45,6 +44,7 @@ class Trained:
         figures: loss (of the last interval), steps, rates, memory and size, under the metric keys of ``train``.
         evaluated_step: The step after which the validation split was last measured, if it was.
         save: Writes a checkpoint of the last step unless there is one, for what may yet be stopped; all ranks call it.
+        check: Ends the run where a weight is no number; all ranks call it.
     """
 
     model: Any
@@ -53,6 +53,7 @@ class Trained:
     figures: dict[str, Any]
     evaluated_step: int | None
     save: Callable[[], None]
+    check: Callable[[], None]
 
 
 def train(
@@ -129,7 +130,7 @@ def train(
     def on_start(trainer: Any) -> None:
         engine = verify(trainer, placement)
         run.note(engine=engine, parameters=parameters_of(trainer.model))
-        _require_room(run, checkpoint_bytes(trainer.model, section), ranks)
+        _require_room(run, checkpoint_bytes(trainer.model, section, placement), ranks)
         run.record("training", from_step=step, checkpoint=checkpoint.path.name if checkpoint else None)
         if checkpoint is None and on_untrained is not None:
             on_untrained(trainer.measured_model)
@@ -180,8 +181,7 @@ def train(
     _announce(sampler, placement, steps, chosen)
     _warn_of_filling(sampler, run)
     try:
-        with watching(run.log, placement.collective_timeout_seconds):
-            trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+        trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
         saving.finish()
         journal.complete()
         if preemption.stop is not None:
@@ -193,7 +193,13 @@ def train(
         journal.close()
     figures, weights = _figures(trainer, journal), _whole_weights(trainer)
     return Trained(
-        trainer.model, trainer.measured_model, weights, figures, journal.evaluated_step, trainer.save_last_step
+        trainer.model,
+        trainer.measured_model,
+        weights,
+        figures,
+        journal.evaluated_step,
+        trainer.save_last_step,
+        guard.check_weights,
     )
 
 
