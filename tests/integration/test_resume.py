@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from integration.runs import NO_DROPOUT, curve, heard, log_of, run_recipe, signalled, weights_hash
+from integration.runs import NO_DROPOUT, curve, heard, log_of, run_recipe, scalars_of, signalled, weights_hash
 from torch.utils.data import DataLoader
 
 from finelaunch import pipeline
@@ -221,7 +221,11 @@ def test_ctrl_c_answers_75_and_a_killed_run_leaves_no_lock_behind(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert RunDirectory(folder).finished()
-    assert [row["step"] for row in read_lines(folder / "train_log.jsonl")][-1] >= 60
+    steps = [row["step"] for row in read_lines(folder / "train_log.jsonl")]
+    assert steps == list(range(1, steps[-1] + 1))
+    assert steps[-1] >= 60
+    assert [row["step"] for row in read_lines(folder / "samples.jsonl")] == steps
+    assert [step for step, _ in scalars_of(RunDirectory(folder))["train/loss"]] == steps
 
 
 def test_a_run_that_may_last_only_so_long_stops_and_can_go_on(tmp_path):

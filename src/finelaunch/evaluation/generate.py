@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from finelaunch.run.log import warn
+from finelaunch.run.stops import stop_if_asked
+from finelaunch.run.watch import alive
 from finelaunch.tasks.base import pad_inputs
 
 if TYPE_CHECKING:
@@ -73,6 +75,8 @@ def generate(
     answers = []
     with torch.inference_mode():
         for start in range(0, len(rows), batch_size):
+            stop_if_asked()
+            alive()
             batch = pad_inputs(rows[start : start + batch_size], tokenizer, left=True)
             batch.pop("token_type_ids", None)
             length = batch["input_ids"].shape[1]
