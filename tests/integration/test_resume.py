@@ -147,6 +147,22 @@ def test_a_diverged_run_stops_before_it_ends(tmp_path):
         run_recipe("imdb/smoke", tmp_path / "run", *RHYTHM, "training.learning_rate=1e30", "training.max_grad_norm=0")
 
 
+def test_another_number_of_threads_goes_on_and_says_that_it_is_not_exact(tmp_path):
+    import torch
+
+    threads = torch.get_num_threads()
+    with signalled(3), pytest.raises(Stopped):
+        run_recipe("imdb/smoke", tmp_path / "run", *RHYTHM)
+    try:
+        torch.set_num_threads(threads + 1)
+        run = run_recipe("imdb/smoke", tmp_path / "run", *RHYTHM)
+    finally:
+        torch.set_num_threads(threads)
+    warnings = run.read_manifest()["warnings"]
+    said = f"was computed by {threads} threads a process, and {threads + 1} go on"
+    assert [text for text in warnings if said in text and "not bit for bit" in text]
+
+
 def test_another_cut_may_continue_where_it_is_allowed(tmp_path):
     with signalled(SECOND_EPOCH), pytest.raises(Stopped):
         run_recipe("imdb/smoke", tmp_path / "run", *RHYTHM, *NO_DROPOUT["imdb/smoke"])

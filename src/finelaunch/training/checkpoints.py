@@ -190,6 +190,8 @@ def _check(checkpoint: Checkpoint, run: RunDirectory, placement: Placement, how:
     Raises:
         BadInput: See :func:`check_engine`.
     """
+    import torch
+
     check_engine(checkpoint, placement)
     texts = []
     before, now = checkpoint.content["world_size"], placement.num_processes
@@ -206,6 +208,10 @@ def _check(checkpoint: Checkpoint, run: RunDirectory, placement: Placement, how:
     ]
     if other:
         texts.append(f"{checkpoint.path} was written with {', '.join(other)}: going on is not bit for bit")
+    threads = torch.get_num_threads()
+    if placement.device == "cpu" and checkpoint.content["num_threads"] != threads:
+        counts = f"{checkpoint.content['num_threads']} threads a process, and {threads} go on"
+        texts.append(f"{checkpoint.path} was computed by {counts} (OMP_NUM_THREADS): going on is not bit for bit")
     if how == "size":
         texts.append(f"{checkpoint.path}: only the sizes of its files were checked (training.verify: size)")
     for text in texts:

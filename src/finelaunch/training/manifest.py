@@ -31,7 +31,7 @@ class Checkpoint:
 
     Args:
         path: ``checkpoints/checkpoint-N``.
-        content: Of the manifest: format, step, world_size, engine, zero_stage, versions, fingerprint, recipe, data,
+        content: Of the manifest: format, step, world_size, engine, versions, num_threads, fingerprint, recipe, data,
             losses (of the steps since the last log line), files.
     """
 

@@ -68,10 +68,11 @@ class Saving(TrainerCallback):
         self._best: list[Path] = []
         self._seconds = [0.0, 0.0]
 
-    def begin(self, path: Path) -> None:
-        """Prepare the folder that the Trainer is about to write; every rank calls this."""
-        self._begun = time.perf_counter()
+    def begin(self, path: Path, check: Callable[[], None]) -> None:
+        """Prepare the folder that the Trainer is about to write, once ``check`` has passed; every rank calls this."""
         self.finish()
+        self._begun = time.perf_counter()
+        check()
         if self.ranks.is_first and path.exists():
             discard(path)
         gather(None)  # no rank writes into what is just being deleted
@@ -97,6 +98,7 @@ class Saving(TrainerCallback):
         draft, self._draft = self._draft, None
         if draft is None or draft.thread is None:
             return
+        since = time.perf_counter()
         draft.thread.join()
         said = gather(str(draft.error) if draft.error else None)
         if draft.error is not None:
@@ -109,7 +111,8 @@ class Saving(TrainerCallback):
             return
         files = {name: said for part in parts for name, said in part.items()}
         publish(draft.path, draft.facts, files)
-        blocked, total = round(draft.blocked_seconds, 3), round(time.perf_counter() - draft.begun, 3)
+        moment = time.perf_counter()
+        blocked, total = round(draft.blocked_seconds + moment - since, 3), round(moment - draft.begun, 3)
         self._seconds = [self._seconds[0] + blocked, self._seconds[1] + total]
         num_bytes = sum(file["bytes"] for file in files.values())
         self.run.record(

@@ -96,6 +96,7 @@ def train(
         FinelaunchError: What runs is not what was asked, or a loss or gradient is no number.
         Interrupted: All ranks have agreed to stop, and what was trained is saved.
     """
+    import torch
     from torch.utils.tensorboard import SummaryWriter
     from transformers import PrinterCallback
     from transformers.integrations.integration_utils import TensorBoardCallback
@@ -146,6 +147,7 @@ def train(
         "world_size": placement.num_processes,
         "engine": placement.engine.name,
         "versions": versions(),
+        "num_threads": torch.get_num_threads(),
         "fingerprint": identity.fingerprint,
         "recipe": dict(identity.recipe),
         "data": dict(identity.data),

@@ -153,9 +153,8 @@ class FinelaunchTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the weights, the first files of a checkpoint; not the arguments, a pickle that may hold a token."""
-        self.guard.check_weights()
         folder = Path(output_dir or str(self.args.output_dir))
-        self.saving.begin(folder)
+        self.saving.begin(folder, self.guard.check_weights)
         super().save_model(output_dir, _internal_call)
         if self.args.should_save:
             (folder / "training_args.bin").unlink(missing_ok=True)
