@@ -256,7 +256,9 @@ def chaos(
     on: On = None,
     count: Annotated[int, typer.Option(min=1, help="Trials of each kind of fault.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="All draws follow from it.")] = 0,
-    fault: Annotated[list[str] | None, typer.Option(metavar="KIND", help="Only this kind; repeatable.")] = None,
+    fault: Annotated[
+        list[str] | None, typer.Option(metavar="KIND", help="kill, signal, corruption, disk or chain; by default all.")
+    ] = None,
     run_dir: RunDir = None,
     as_json: AsJson = False,
 ) -> None:
