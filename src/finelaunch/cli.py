@@ -11,6 +11,7 @@ import typer
 from finelaunch import __version__
 from finelaunch.errors import EXIT_FAILURE, EXIT_STOPPED, BadInput, FinelaunchError, Interrupted, Problem, Stopped
 from finelaunch.run import files, signals
+from finelaunch.run.ranks import is_lost_peer
 
 app = typer.Typer(
     name="finelaunch",
@@ -390,7 +391,8 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_FAILURE)
     except Exception as error:
-        if not (signals.requested() or files.is_full_disk(error)):
+        stopped = signals.requested() and is_lost_peer(error)
+        if not (stopped or files.is_full_disk(error)):
             raise
-        complain("stopped" if signals.requested() else files.full_disk_text(error))
-        sys.exit(EXIT_STOPPED if signals.requested() else EXIT_FAILURE)
+        complain("stopped" if stopped else files.full_disk_text(error))
+        sys.exit(EXIT_STOPPED if stopped else EXIT_FAILURE)

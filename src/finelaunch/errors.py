@@ -66,6 +66,10 @@ class RequirementMissing(FinelaunchError):
     exit_code = EXIT_REQUIREMENT
 
 
+class LostPeer(FinelaunchError):
+    """Another rank has ended, or did not answer in time; it is that rank that has something to say."""
+
+
 class Interrupted(BaseException):
     """A signal asked for the end.
 

@@ -10,7 +10,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from finelaunch.errors import FinelaunchError, Interrupted, Stopped
+from finelaunch.errors import FinelaunchError, Interrupted, LostPeer, Stopped
 from finelaunch.launch.place import place
 from finelaunch.launch.profile import Profile
 from finelaunch.launch.runs import refuse_another_job, refuse_changed_data
@@ -23,10 +23,11 @@ from finelaunch.run.directory import RunDirectory, Stopwatch
 from finelaunch.run.files import read_lines, write_json, write_lines, write_text
 from finelaunch.run.lock import RunLock
 from finelaunch.run.ranks import ALONE, Gate, Ranks, gather
+from finelaunch.run.stops import has_peer_stopped
 from finelaunch.run.watch import watching
 from finelaunch.section.document import Document
 from finelaunch.tasks import task_for
-from finelaunch.training.checkpoints import Identity
+from finelaunch.training.checkpoints import FREE_KEYS, Identity
 from finelaunch.training.faults import name_fault
 from finelaunch.training.manifest import newest_checkpoint
 from finelaunch.training.placement import Placement, move, settle, start_engine
@@ -83,8 +84,12 @@ def train_recipe(job: Job, run: RunDirectory, allow_change: Collection[str] = ()
         return _follow(job, run, placement, gate)
     recipe, launch = job.recipe.model_dump(mode="json"), job.profile.model_dump(mode="json")
     with RunLock(run.lock) as lock:
-        if permitted := refuse_another_job(run, job.recipe, job.profile, placement, allow_change):
-            run.restate(recipe, launch, permitted)
+        if changed := refuse_another_job(run, job.recipe, job.profile, placement, allow_change):
+            permitted = [key for key in changed if key not in FREE_KEYS]
+            run.restate(recipe, launch, changed, keeps_base=not permitted)
+            if permitted:
+                text = f"{', '.join(permitted)}: changed, so what follows is not what the run would have been"
+                log.warn(text) if run.warn(text) else None
         if run.has_trained():
             if run.finished():
                 gate.meet()
@@ -93,23 +98,31 @@ def train_recipe(job: Job, run: RunDirectory, allow_change: Collection[str] = ()
                 return json.loads(run.metrics.read_text(encoding="utf-8"))
         else:
             run.begin(recipe, launch, sys.argv)
-        run.note(profile=job.profile_name, launch=launch)
+        run.note(profile=job.profile_name)
         log.set_up(run.log)
         run.record("started")
-        signals.before_end(lambda: _end_from_outside(run, lock))
+        signals.before_end(lambda why: _end_from_outside(run, lock, why))
         try:
             gate.meet()
             return _stages(job, run, placement, gate, allow_change)
         except Interrupted as stop:
-            run.record("stopped", signal=str(stop))
-            raise Stopped(_how_it_continues(job, run, str(stop)), stop.agreed) from None
+            raise _stopped(job, run, str(stop), stop.agreed) from None
         except BaseException as error:
             named = _named(error, run, placement)
+            if has_peer_stopped(named):
+                raise _stopped(job, run, str(signals.requested()), agreed=False) from None
             with suppress(OSError):
                 run.record("failed", error=str(named) if named else f"{type(error).__name__}: {error}")
             if named is not None:
                 raise named from None
             raise
+
+
+def _stopped(job: Job, run: RunDirectory, reason: str, agreed: bool) -> Stopped:
+    """Return the end of the first rank where a run was stopped; written down where the disk still takes it."""
+    with suppress(OSError):
+        run.record("stopped", signal=reason)
+    return Stopped(_how_it_continues(job, run, reason), agreed)
 
 
 def _how_it_continues(job: Job, run: RunDirectory, stop: str) -> str:
@@ -126,9 +139,9 @@ def _how_it_continues(job: Job, run: RunDirectory, stop: str) -> str:
     return f"stopped by {stop}; step {newest.step} is saved, and the same command continues from it in {run.path}"
 
 
-def _end_from_outside(run: RunDirectory, lock: RunLock) -> None:
+def _end_from_outside(run: RunDirectory, lock: RunLock, why: str) -> None:
     """Leave the run as any stop does, where the main thread cannot."""
-    run.record("stopped", signal="heard by no rank")
+    run.record("stopped", signal=why)
     lock.__exit__()
 
 
@@ -137,7 +150,13 @@ def _follow(job: Job, run: RunDirectory, placement: Placement, gate: Gate) -> di
     with signals.held():
         log.quiet_libraries()  # loads what it needs while the first rank prepares
     gate.meet()
-    if gate.wait() == FINISHED:
+    try:
+        word = gate.wait()
+    except LostPeer as error:
+        if has_peer_stopped(error):
+            raise Stopped(f"stopped by {signals.requested()}; {error}") from None
+        raise
+    if word == FINISHED:
         return {}
     log.set_up(run.log, terminal=False)
     log.capture(run.log)
@@ -146,7 +165,10 @@ def _follow(job: Job, run: RunDirectory, placement: Placement, gate: Gate) -> di
     except Interrupted as stop:
         raise Stopped(f"stopped by {stop}", stop.agreed) from None
     except BaseException as error:
-        if (named := _named(error, run, placement)) is not None:
+        named = _named(error, run, placement)
+        if has_peer_stopped(named):
+            raise Stopped(f"stopped by {signals.requested()}; {named}") from None
+        if named is not None:
             raise named from None
         raise
 

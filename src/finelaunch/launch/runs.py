@@ -61,7 +61,7 @@ def refuse_another_job(
     What only says how to go on, such as how long, may differ.
 
     Returns:
-        The keys that differ and may.
+        The keys that differ and may, those among them that only say how to go on included.
 
     Raises:
         BadInput: With the keys that differ and may not (nothing may in a finished run), or the newest checkpoint is one
@@ -72,10 +72,11 @@ def refuse_another_job(
     asked = {**recipe.model_dump(mode="json"), "launch": profile.model_dump(mode="json")}
     before, after = dict(flatten(run.stated())), dict(flatten(asked))
     refused, permitted = differences(before, after, () if run.finished() else allow_change)
+    free = [key for key, *_ in refused if key in FREE_KEYS]
     refuse_differences(run, [one for one in refused if one[0] not in FREE_KEYS])
     if permitted and recipe.training.resume != "never" and (checkpoint := newest_checkpoint(run.checkpoints)):
         check_engine(checkpoint, placement)
-    return permitted
+    return permitted + free
 
 
 def refuse_changed_data(run: RunDirectory, prepared: Prepared, allow_change: Collection[str]) -> None:

@@ -104,10 +104,13 @@ class RunDirectory:
         write_text(self.recipe, write_document(recipe))
         self.record("created")
 
-    def restate(self, recipe: Mapping[str, Any], launch: Mapping[str, Any], keys: Sequence[str]) -> None:
-        """Write down that the run goes on with other values of ``keys``; base figures are measured again."""
+    def restate(
+        self, recipe: Mapping[str, Any], launch: Mapping[str, Any], keys: Sequence[str], keeps_base: bool
+    ) -> None:
+        """Write down that the run goes on with other values of ``keys``; base figures may have to be measured again."""
         manifest = self.read_manifest()
-        manifest.pop("base_figures", None)
+        if not keeps_base:
+            manifest.pop("base_figures", None)
         write_json(self.manifest, {**manifest, "launch": dict(launch)})
         write_text(self.recipe, write_document(recipe))
         self.record("changed", keys=list(keys))

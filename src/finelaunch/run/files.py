@@ -4,7 +4,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -99,6 +99,22 @@ def _is_cut_off(file: BinaryIO) -> bool:
 
 def _line(row: Mapping[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def cut_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Cut ``path`` off before the first line that is not to be kept, or that was itself cut off; lines are in order."""
+    if not path.exists():
+        return
+    with path.open("r+b") as file:
+        end = 0
+        for line in file:
+            try:
+                if not line.endswith(b"\n") or not keep(json.loads(line)):
+                    break
+            except ValueError:
+                break
+            end += len(line)
+        file.truncate(end)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -13,11 +13,15 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from finelaunch.errors import BadInput, FinelaunchError, Problem
+from finelaunch.errors import BadInput, FinelaunchError, LostPeer, Problem
 from finelaunch.run import signals
 
 HEARTBEAT_SECONDS = 5.0
 LOOK_SECONDS = 0.1
+
+
+LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "Broken pipe", "NCCL error")
+"""What collectives say of a rank that ended or hangs."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +182,12 @@ class Gate:
             return word
         except RuntimeError as error:  # the store went with the first rank
             why = str(error).splitlines()[0]
-            raise FinelaunchError(f"rank {self.ranks.rank}: the first rank has ended: {why:.200}") from None
+            raise LostPeer(f"rank {self.ranks.rank}: the first rank has ended: {why:.200}") from None
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Return whether ``error`` is what a collective raises when another rank has ended or hangs."""
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST_PEER)
 
 
 def gather(value: Any) -> list[Any]:

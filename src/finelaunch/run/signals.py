@@ -49,7 +49,7 @@ class _State:
 
 
 _state = _State()
-_last_words: list[Callable[[], None]] = []
+_last_words: list[Callable[[str], None]] = []
 
 
 def listen() -> None:
@@ -125,8 +125,11 @@ def ignore() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def before_end(call: Callable[[], None]) -> None:
-    """Have ``call`` made before this process is ended where it is deaf; each call replaces the one before."""
+def before_end(call: Callable[[str], None]) -> None:
+    """Have ``call`` made, with the reason, before this process is ended from outside of its main thread.
+
+    Each call replaces the one before.
+    """
     _last_words[:] = [call]
 
 
@@ -177,5 +180,5 @@ def _end(why: str) -> None:
     print(why, file=sys.stderr, flush=True)
     with contextlib.suppress(Exception):
         for call in _last_words:
-            call()
+            call(why)
     os._exit(EXIT_STOPPED)

@@ -5,10 +5,14 @@ before the first step; between two of them all ranks do the same.
 """
 
 import math
+import time
 
-from finelaunch.errors import Interrupted
+from finelaunch.errors import Interrupted, LostPeer
 from finelaunch.run import signals
 from finelaunch.run.ranks import agree, gather
+
+PATIENCE_SECONDS = 2.0
+"""How long a rank that has lost a peer waits for the signal that the launcher then sends to all."""
 
 
 def stop_if_asked() -> None:
@@ -20,6 +24,14 @@ def stop_if_asked() -> None:
     signals.check()
     if signals.notes_only() and agree(signals.requested() is not None)[0]:
         raise agreed_stop()
+
+
+def has_peer_stopped(error: BaseException | None) -> bool:
+    """Return whether a lost peer is no failure: this rank is to stop as well, or is told so in a moment."""
+    patience = time.monotonic() + PATIENCE_SECONDS
+    while isinstance(error, LostPeer) and signals.requested() is None and time.monotonic() < patience:
+        time.sleep(0.05)
+    return isinstance(error, LostPeer) and signals.requested() is not None
 
 
 def agreed_stop() -> Interrupted:

@@ -7,16 +7,26 @@ that differ, or said.
 import hashlib
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finelaunch.errors import BadInput, Problem
+from finelaunch.errors import BadInput, FinelaunchError, Problem
 from finelaunch.run.directory import RunDirectory, differences, is_permitted, versions
-from finelaunch.run.log import warn
+from finelaunch.run.log import say, warn
 from finelaunch.run.ranks import Ranks, gather
-from finelaunch.training.manifest import NAME, Checkpoint, Verification, checkpoints_in, discard, read_checkpoint
+from finelaunch.run.watch import alive
+from finelaunch.training.manifest import (
+    NAME,
+    UNFIT,
+    Checkpoint,
+    Verification,
+    checkpoints_in,
+    discard,
+    read_checkpoint,
+    set_aside,
+)
 from finelaunch.training.placement import Placement, count_of
 
 if TYPE_CHECKING:
@@ -39,6 +49,10 @@ FREE_KEYS = (
 
 _NOT_TRAINED_ON = re.compile(r"evaluation\.|data\.test\.|data\.\w+\.(path|source|licence|citation|revision)$")
 """Keys without a part in training; of the rows themselves the fingerprint counts, wherever they lie."""
+
+
+NOT_DAMAGED = ("it is of another job", *UNFIT)
+"""How reasons begin for which a checkpoint is passed over, and never deleted."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +90,12 @@ class Continued:
     Args:
         checkpoint: A verified checkpoint.
         is_foreign: It lies outside of the run.
-        bad: Checkpoints of the run that were passed over.
+        newer: Checkpoints of the run that are newer and not gone on from, with whether they may be deleted later.
     """
 
     checkpoint: Checkpoint | None
     is_foreign: bool
-    bad: tuple[Path, ...]
+    newer: tuple[tuple[Path, bool], ...]
 
 
 def choose_checkpoint(
@@ -95,10 +109,9 @@ def choose_checkpoint(
 ) -> Continued:
     """Return the checkpoint that ``training.resume`` means; every rank calls this, and each looks at its share.
 
-    The newest of the run that verifies, for a path too once the run has one of its own; none for ``never``.
-
     Args:
-        resume: ``auto``, ``never`` or a path.
+        resume: ``auto``: the newest of the run that verifies; ``never``: none; a path: that one, unless it lies outside
+            of a run that has one of its own already.
         how: ``sha256``, or ``size``, which does not see a byte that changed.
         run: The run directory.
         placement: What is to continue it.
@@ -108,74 +121,133 @@ def choose_checkpoint(
 
     Raises:
         BadInput: It is a path without a whole checkpoint, or of another job, or one that this engine cannot take.
+        FinelaunchError: A checkpoint cannot be read for now.
     """
-    bad: list[Path] = []
+    folders: list[Path] = _on_first(ranks, lambda: checkpoints_in(run.checkpoints))
     if resume == "never":
-        return Continued(None, False, tuple(gather(checkpoints_in(run.checkpoints))[0]))
-    for path in gather(checkpoints_in(run.checkpoints))[0]:
-        found = _verified(path, how, run, ranks)
-        reason = gather(_reason_of_the_run(found, run, identity) if ranks.is_first else None)[0]
-        if reason is None:
-            assert isinstance(found, Checkpoint)
-            _on_first(ranks, lambda found=found: _check(found, run, placement, how))
-            return Continued(found, False, tuple(bad))
-        _pass_over(path, reason, run)
-        bad.append(path)
+        return Continued(None, False, tuple((path, True) for path in folders))
+    own = next((path for path in folders if resume != "auto" and path.resolve() == Path(resume).resolve()), None)
+    skipped = folders.index(own) if own else 0
+    newer = [(path, False) for path in folders[:skipped]]
+    for path in folders[skipped:]:
+        found = _verified(path, how, ranks)
+        if isinstance(found, Checkpoint):
+            other = _on_first(ranks, lambda found=found: _of_another_job(found, run, identity))
+            if other is None:
+                _on_first(ranks, lambda found=found: _check(found, run, placement, how))
+                if resume != "auto" and own is None:
+                    _on_first(ranks, lambda path=path: _say_unused(resume, path, run))
+                return Continued(found, False, tuple(newer))
+            found = other
+        _on_first(ranks, lambda path=path, reason=found: _pass_over(path, reason, run))
+        newer.append((path, not found.startswith(NOT_DAMAGED)))
     if resume == "auto":
-        return Continued(None, False, tuple(bad))
-    found = _verified(Path(resume), how, run, ranks)
-    if isinstance(found, str):
-        what = f"there is no whole checkpoint at {resume}: {found}"
+        return Continued(None, False, tuple(newer))
+    foreign = _verified(Path(resume), how, ranks)
+    if isinstance(foreign, str):
+        what = f"there is no whole checkpoint at {resume}: {foreign}"
         raise BadInput(Problem("recipe", "training.resume", what, "auto, never or a checkpoint-N folder"))
-    _on_first(ranks, lambda: _refuse_other_job(found, identity, permitted))
-    _on_first(ranks, lambda: _check(found, run, placement, how))
-    return Continued(found, True, tuple(bad))
+    _on_first(ranks, lambda: _refuse_other_job(foreign, placement, identity, permitted))
+    _on_first(ranks, lambda: _check(foreign, run, placement, how))
+    return Continued(foreign, True, tuple(newer))
 
 
-def _refuse_other_job(checkpoint: Checkpoint, identity: Identity, permitted: Collection[str]) -> None:
+def set_newer_aside(chosen: Continued) -> list[Path]:
+    """Let nothing newer than what a training goes on from count, and return what may go once a newer one is whole.
+
+    Otherwise a later start could go on from a checkpoint whose steps are no longer in the log. What a save that was cut
+    off has left is deleted.
+    """
+    surplus = []
+    for path, may_go in chosen.newer:
+        if not (path / NAME).exists():
+            discard(path)
+            continue
+        aside = set_aside(path)
+        say(f"{path} is set aside as {aside.name}" + ", until a newer checkpoint is whole" * may_go)
+        if may_go:
+            surplus.append(aside)
+    return surplus
+
+
+def _verified(path: Path, how: Verification, ranks: Ranks) -> Checkpoint | str:
+    """Return the checkpoint in ``path``, or why it is passed over; the ranks look at a share of the files each.
+
+    Raises:
+        FinelaunchError: It cannot be read for now, which is no reason to do without it.
+    """
+    found: Checkpoint | str = _on_first(ranks, lambda: read_checkpoint(path))
+    if isinstance(found, str):
+        return found
+    damage, error = [], None
+    try:
+        damage = found.damage(how, (ranks.rank, ranks.world_size), alive)
+    except OSError as caught:
+        error = f"{caught.filename or path}: {caught.strerror}"
+    said = gather((damage, error))
+    if errors := [error for _, error in said if error]:
+        raise FinelaunchError(_unreadable(errors[0]))
+    damage = [one for of_rank, _ in said for one in of_rank]
+    return f"{'; '.join(damage[:3])}{' …' if len(damage) > 3 else ''}" if damage else found
+
+
+def _unreadable(what: str) -> str:
+    return f"{what}; nothing was changed: try again when the file system answers"
+
+
+def _on_first(ranks: Ranks, call: Callable[[], Any]) -> Any:
+    """Return on all ranks what ``call`` gives on the first one, and raise on all what it raises there."""
+    value, problems, text = None, None, None
+    if ranks.is_first:
+        try:
+            value = call()
+        except BadInput as error:
+            problems = error.problems
+        except OSError as error:
+            text = _unreadable(f"{error.filename}: {error.strerror}")
+    value, problems, text = gather((value, problems, text))[0]
+    if problems:
+        raise BadInput(problems)
+    if text:
+        raise FinelaunchError(text)
+    return value
+
+
+def _of_another_job(checkpoint: Checkpoint, run: RunDirectory, identity: Identity) -> str | None:
+    """Return why a checkpoint is none of the run's, if it was copied in from another job."""
+    if checkpoint.content["fingerprint"] in [*run.read_manifest().get("fingerprints", []), identity.fingerprint]:
+        return None
+    keys = ", ".join(f"{key} {old!r} instead of {new!r}" for key, old, new in identity.differs_from(checkpoint)[:3])
+    return f"{NOT_DAMAGED[0]}: {keys}"
+
+
+def _say_unused(resume: str, path: Path, run: RunDirectory) -> None:
+    text = f"training.resume {resume} is not used: the run goes on from its own {path.name}"
+    if run.warn(text):
+        warn(text)
+
+
+def _refuse_other_job(
+    checkpoint: Checkpoint, placement: Placement, identity: Identity, permitted: Collection[str]
+) -> None:
     """Refuse a checkpoint of another run that was trained otherwise.
 
     Raises:
         BadInput: With the keys that differ and may not.
     """
-    refused = [one for one in identity.differs_from(checkpoint) if not is_permitted(one[0], permitted)]
+    wrote, here = checkpoint.content, placement
+    machine = (
+        ("launch.accelerate_config", wrote["engine"], here.engine.name),
+        ("launch.num_processes_per_node", wrote["world_size"], here.num_processes),
+    )
+    differing = [*identity.differs_from(checkpoint), *(one for one in machine if one[1] != one[2])]
+    refused = [one for one in differing if not is_permitted(one[0], permitted)]
     if refused:
         remedy = "go on in the run that wrote it, --allow-change KEY permits one"
         raise BadInput(
             Problem(str(checkpoint.path), key, f"was written with {old!r}, asked for is {new!r}", "", remedy)
             for key, old, new in refused
         )
-
-
-def _verified(path: Path, how: Verification, run: RunDirectory, ranks: Ranks) -> Checkpoint | str:
-    """Return the checkpoint in ``path``, or why it is passed over; the ranks look at a share of the files each."""
-    found = gather(read_checkpoint(path) if ranks.is_first else None)[0]
-    if isinstance(found, str):
-        return found
-    damage = [one for of_rank in gather(found.damage(how, (ranks.rank, ranks.world_size))) for one in of_rank]
-    return f"{'; '.join(damage[:3])}{' …' if len(damage) > 3 else ''}" if damage else found
-
-
-def _on_first(ranks: Ranks, call: Any) -> None:
-    """Make ``call`` on the first rank, and refuse on all what it refuses there."""
-    problems = None
-    if ranks.is_first:
-        try:
-            call()
-        except BadInput as error:
-            problems = error.problems
-    if said := gather(problems)[0]:
-        raise BadInput(said)
-
-
-def _reason_of_the_run(found: Checkpoint | str, run: RunDirectory, identity: Identity) -> str | None:
-    """Return why the run cannot use a checkpoint, or None: one copied in from another job does not count."""
-    if isinstance(found, str):
-        return found
-    if found.content["fingerprint"] in [*run.read_manifest().get("fingerprints", []), identity.fingerprint]:
-        return None
-    keys = ", ".join(f"{key} {old!r} instead of {new!r}" for key, old, new in identity.differs_from(found)[:3])
-    return f"it is of another job: {keys}"
 
 
 def _pass_over(path: Path, reason: str, run: RunDirectory) -> None:
@@ -246,6 +318,18 @@ _KINDS = {"single": "whole", "ddp": "whole", "zero1": "ZeRO", "zero2": "ZeRO", "
 """Engines of one kind can take each other's state."""
 
 
+def refuse_fewer_steps(checkpoint: Checkpoint, num_steps: int) -> None:
+    """Refuse to end a run before where it stands.
+
+    Raises:
+        BadInput: More steps than ``num_steps`` are done.
+    """
+    if checkpoint.step > num_steps:
+        what = f"{checkpoint.path} stands at step {checkpoint.step}, and {num_steps} steps are asked for"
+        remedy = "raise training.max_steps or training.num_train_epochs, or --fresh"
+        raise BadInput(Problem("recipe", "training.max_steps", what, "", remedy))
+
+
 def check_foreign(checkpoint: Checkpoint, model: "PreTrainedModel", num_steps: int) -> None:
     """Refuse a checkpoint of another run that is of another model or leaves nothing to train.
 
@@ -271,10 +355,3 @@ def check_foreign(checkpoint: Checkpoint, model: "PreTrainedModel", num_steps: i
             what = f"{path} is of another model: {key} {saved.get(key)}, not {here.get(key)}"
     if what:
         raise BadInput(Problem("recipe", "training.resume", what, "auto, never or a checkpoint of such a run"))
-
-
-def remove_unfinished(paths: Collection[Path]) -> None:
-    """Delete what saves that were cut off have left; damaged ones stay until a newer one is whole."""
-    for path in paths:
-        if not (path / NAME).exists():
-            discard(path)

@@ -6,17 +6,16 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
-from finelaunch.errors import FinelaunchError, RequirementMissing
+from finelaunch.errors import FinelaunchError, LostPeer, RequirementMissing
 from finelaunch.run.directory import RunDirectory
 from finelaunch.run.files import is_full_disk, size_of
+from finelaunch.run.ranks import is_lost_peer
 from finelaunch.training.placement import Placement
 from finelaunch.training.section import TrainingSection
 
 NO_SPACE_BYTES = 1 << 20
 BESIDE_WEIGHTS_BYTES = 4 << 20
 """What a checkpoint holds beside weights and optimizer: tokenizer, states, manifest."""
-LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "Broken pipe", "NCCL error")
-"""What collectives say of a rank that ended or hangs."""
 FULL_MEMORY = ("CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "Failed to CUDA calloc", "DefaultCPUAllocator")
 FULL_MEMORY += ("can't allocate memory", "Cannot allocate memory", "std::bad_alloc")
 UNWRITTEN = ("PytorchStreamWriter failed", "unexpected pos ", "file write failed")
@@ -36,10 +35,10 @@ def name_fault(error: BaseException, run: RunDirectory, placement: Placement) ->
         return
     _name_full_disk(error, run)
     _name_full_memory(error, placement)
-    if isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST_PEER):
+    if is_lost_peer(error):
         logs = [str(run.log_of(rank)) for rank in range(placement.num_processes)]
         shown = ", ".join(logs) if len(logs) <= 4 else f"{logs[0]} to {logs[-1]}"
-        raise FinelaunchError(
+        raise LostPeer(
             f"another rank has ended, or did not answer within {placement.collective_timeout_seconds} s "
             f"(launch.collective_timeout_seconds): {_first_line(error)}; a rank that hung has written where it stood "
             f"into its log: {shown}"

@@ -214,7 +214,8 @@ class Guard(TrainerCallback):
         return [str(examples[int(numbers[max(row, ~row)])]["id"]) for row in rows]
 
     def _checkpoint(self) -> str | None:
-        """Return the newest whole checkpoint, on every rank."""
+        """Return the newest whole checkpoint, on every rank; one that was just written is brought to its end."""
+        self.trainer.saving.finish()
         return gather(self.newest() if self.ranks.is_first else None)[0]
 
     def _from_where(self, checkpoint: str | None) -> str:

@@ -15,7 +15,7 @@ from transformers import TrainerCallback, set_seed
 
 from finelaunch.data.sampler import GlobalBatchSampler, padding_fraction
 from finelaunch.run.directory import RunDirectory
-from finelaunch.run.files import append_line, read_lines, write_lines
+from finelaunch.run.files import append_line, cut_lines, read_lines, write_lines
 from finelaunch.run.log import console, say
 from finelaunch.run.ranks import gather
 
@@ -125,7 +125,7 @@ class Journal(TrainerCallback):
         """Drop lines of steps that will be done again, and start the bar on a terminal."""
         if self.run.writes:
             for path in (self.run.train_log, self.run.samples):
-                write_lines(path, [row for row in read_lines(path) if row["step"] <= state.global_step])
+                cut_lines(path, lambda row: row["step"] <= state.global_step)
         for step in range(state.global_step - len(self.losses.before), state.global_step):
             self._steps.append(self.sampler.tokens(self._batch(step)[1]))
         self._since = time.perf_counter()

@@ -27,11 +27,14 @@ class Preemption(TrainerCallback):
         self.saving = saving
         self.grace_seconds = grace_seconds
         self.before_first_step = before_first_step
+        self._begun_step: int | None = None
         self.stop: Interrupted | None = None
         """What stopped training, once all ranks have agreed on it."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Note signals from here on, and leave at once where there was one already: nothing was trained."""
+        state.compute_steps(args, state.max_steps)  # a checkpoint brings the rhythm that it was written in
+        self._begun_step = state.global_step
         signals.note_only(self.grace_seconds)
         self.before_first_step()
         if self.stop is not None:
@@ -47,8 +50,8 @@ class Preemption(TrainerCallback):
             self.end(agreed_stop(), state, control)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Leave out what the end of an epoch would bring, where training was stopped at it."""
-        if self.stop is not None:
+        """Leave out what the end of an epoch would bring, where training was stopped at it, or had ended before."""
+        if self.stop is not None or state.global_step == self._begun_step:
             control.should_evaluate = control.should_save = False
 
     def end(self, stop: Interrupted, state: Any, control: Any) -> None:

@@ -16,6 +16,8 @@ from transformers import TrainerCallback
 
 from finelaunch.errors import FinelaunchError
 from finelaunch.run.directory import RunDirectory
+from finelaunch.run.files import read_lines
+from finelaunch.run.log import warn
 from finelaunch.run.ranks import Ranks, gather
 from finelaunch.training.manifest import NAME, checkpoints_in, describe_files, discard, publish, surplus
 
@@ -41,8 +43,9 @@ class Saving(TrainerCallback):
         ranks: This process among all.
         facts: What every manifest states of the run.
         losses: Gives the losses since the last log line, of all ranks; every rank calls it.
-        limit: How many checkpoints are kept; None: all.
-        bad: Checkpoints that were passed over, deleted once a newer one is whole.
+        limit: How many checkpoints are kept beside the best; None: all.
+        saved_step: The step of the run's own checkpoint that training goes on from.
+        aside: What is deleted once a newer checkpoint is whole.
     """
 
     def __init__(
@@ -52,20 +55,21 @@ class Saving(TrainerCallback):
         facts: Mapping[str, Any],
         losses: Callable[[], list[float]],
         limit: int | None,
-        bad: Sequence[Path],
+        saved_step: int | None,
+        aside: Sequence[Path],
     ) -> None:
         self.run = run
         self.ranks = ranks
         self.facts = facts
         self.losses = losses
         self.limit = limit
-        self.saved_step: int | None = None
+        self.saved_step = saved_step
         """The step of the last checkpoint that was written, whether it counts yet or not."""
-        self._bad = [path for path in bad if path.exists()]
+        self._aside = list(aside)
         self._begun = 0.0
         self._writing: Path | None = None
         self._draft: _Draft | None = None
-        self._best: list[Path] = []
+        self._rotation: threading.Thread | None = None
         self._seconds = [0.0, 0.0]
 
     def begin(self, path: Path, check: Callable[[], None]) -> None:
@@ -73,21 +77,25 @@ class Saving(TrainerCallback):
         self.finish()
         self._begun = time.perf_counter()
         check()
+        self.wait_for_rotation()
         if self.ranks.is_first and path.exists():
             discard(path)
         gather(None)  # no rank writes into what is just being deleted
-        self._bad = [other for other in self._bad if other.name != path.name]
         self._writing = path
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Hash what this rank has written, in the background."""
         assert self._writing is not None
         facts = {"step": state.global_step, **self.facts, "losses": self.losses()}
-        self._best = [self.run.checkpoints / f"checkpoint-{state.best_global_step}"] if state.best_global_step else []
         self._draft = _Draft(self._writing, facts, self._begun, time.perf_counter() - self._begun)
         self._draft.thread = threading.Thread(target=self._describe, args=(self._draft,), name="hashing", daemon=True)
         self._draft.thread.start()
         self.saved_step, self._writing = state.global_step, None
+
+    def wait_for_rotation(self) -> None:
+        """Wait until what is no longer to be kept is deleted."""
+        if self._rotation is not None:
+            self._rotation.join()
 
     def is_busy(self) -> bool:
         """Return whether this rank still hashes."""
@@ -110,7 +118,9 @@ class Saving(TrainerCallback):
         if not self.run.writes:
             return
         files = {name: said for part in parts for name, said in part.items()}
+        self._writing = draft.path  # what cannot be published is no more than a part
         publish(draft.path, draft.facts, files)
+        self._writing = None
         moment = time.perf_counter()
         blocked, total = round(draft.blocked_seconds + moment - since, 3), round(moment - draft.begun, 3)
         self._seconds = [self._seconds[0] + blocked, self._seconds[1] + total]
@@ -139,10 +149,22 @@ class Saving(TrainerCallback):
 
     def _rotate(self) -> None:
         """Delete what is no longer to be kept, in the background: the manifests at once, then the rest."""
-        whole = [path for path in checkpoints_in(self.run.checkpoints) if path not in self._bad]
-        away = [*self._bad, *surplus([path for path in whole if (path / NAME).exists()], self.limit, self._best)]
-        self._bad = []
-        for path in away:
-            (path / NAME).unlink(missing_ok=True)
+        counting = [path for path in checkpoints_in(self.run.checkpoints) if (path / NAME).exists()]
+        away = [*self._aside, *surplus(counting, self.limit, self._best())]
+        self._aside = []
+        try:
+            for path in away:
+                (path / NAME).unlink(missing_ok=True)
+        except OSError as error:
+            warn(f"{error.filename} cannot be deleted: {error.strerror}")
+            return
         if away:
-            threading.Thread(target=lambda: [discard(path) for path in away], name="rotation").start()
+            self._rotation = threading.Thread(target=lambda: [discard(path) for path in away], name="rotation")
+            self._rotation.start()
+
+    def _best(self) -> list[Path]:
+        """Return the checkpoint with the lowest validation loss, which is not deleted, if there is one."""
+        rows = [event for event in read_lines(self.run.events) if event.get("event") == "evaluated"]
+        steps = sorted(rows, key=lambda row: row["validation"].get("loss", float("inf")))
+        paths = (self.run.checkpoints / f"checkpoint-{row['step']}" for row in steps)
+        return [path for path in paths if (path / NAME).exists()][:1]

@@ -209,7 +209,9 @@ class TrainingSection(Section):
     eval_steps: int | None = Field(default=None, ge=1, description="optimizer steps between evaluations (steps)")
     save_strategy: Literal["no", "steps", "epoch"] = Field(default="epoch", description="when to write a checkpoint")
     save_steps: int | None = Field(default=None, ge=1, description="optimizer steps between checkpoints (steps)")
-    save_total_limit: int | None = Field(default=2, ge=1, description="checkpoints kept; null: all")
+    save_total_limit: int | None = Field(
+        default=2, ge=1, description="newest checkpoints kept, beside the one of lowest validation loss; null: all"
+    )
     seed: int = Field(default=42, ge=0, lt=2**31, description="seed of weights, order and dropout")
     deterministic: bool = Field(default=False, description="deterministic kernels, slower on a GPU")
     resume: str = Field(

@@ -3,6 +3,7 @@
 import math
 import resource
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from finelaunch.data.sampler import GlobalBatchSampler, TrainingRows
 from finelaunch.errors import RequirementMissing
 from finelaunch.preparation import Split
 from finelaunch.run.directory import RunDirectory, versions
-from finelaunch.run.files import read_lines
+from finelaunch.run.files import is_full_disk, read_lines
 from finelaunch.run.log import say, warn
 from finelaunch.run.ranks import Ranks, gather
 from finelaunch.tasks.base import IGNORED, Task
@@ -19,7 +20,8 @@ from finelaunch.training.checkpoints import (
     Identity,
     check_foreign,
     choose_checkpoint,
-    remove_unfinished,
+    refuse_fewer_steps,
+    set_newer_aside,
 )
 from finelaunch.training.faults import check_room, checkpoint_bytes
 from finelaunch.training.manifest import newest_checkpoint
@@ -123,10 +125,9 @@ def train(
     chosen = choose_checkpoint(section.resume, section.verify, run, placement, identity, ranks, permitted)
     checkpoint = chosen.checkpoint
     step = checkpoint.step if checkpoint else 0
-    if checkpoint is not None and chosen.is_foreign:
-        check_foreign(checkpoint, model, steps)
-    if ranks.is_first:
-        remove_unfinished(chosen.bad)
+    if checkpoint is not None:
+        check_foreign(checkpoint, model, steps) if chosen.is_foreign else refuse_fewer_steps(checkpoint, steps)
+    aside = set_newer_aside(chosen) if ranks.is_first else []
 
     def on_start(trainer: Any) -> None:
         engine = verify(trainer, placement)
@@ -153,7 +154,8 @@ def train(
         "data": dict(identity.data),
     }
     losses = Losses(checkpoint.content["losses"] if checkpoint else ())
-    saving = Saving(run, ranks, stated, losses.of_interval, section.save_total_limit, chosen.bad)
+    saved_step = None if chosen.is_foreign else step or None
+    saving = Saving(run, ranks, stated, losses.of_interval, section.save_total_limit, saved_step, aside)
     preemption = Preemption(saving, grace_seconds, before_first_step)
     journal = Journal(run, sampler, losses, saving.seconds)
     guard = Guard(run, sampler, features, lambda: split.examples, ranks, placement, lambda: _name_of_newest(run))
@@ -185,10 +187,14 @@ def train(
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
         saving.finish()
+        saving.wait_for_rotation()
         journal.complete()
         if preemption.stop is not None:
             raise preemption.stop
-    except BaseException:
+    except BaseException as error:
+        if ranks.world_size == 1 and isinstance(error, Exception) and not is_full_disk(error):
+            with suppress(Exception):
+                saving.finish()  # a checkpoint that was written before is as good as it was
         saving.abandon()
         raise
     finally:
@@ -217,9 +223,14 @@ def is_evaluation_due(
     if chosen.checkpoint is None or chosen.is_foreign:
         return False
     is_end = step % sampler.num_global_batches == 0 or step == steps
-    rhythm = {"no": False, "epoch": is_end, "steps": step % (section.eval_steps or 1) == 0}
-    made = {event["step"] for event in read_lines(run.events) if event.get("event") == "evaluated"}
-    return rhythm[section.eval_strategy] and step not in made
+    is_due = {"no": False, "epoch": is_end, "steps": step % (section.eval_steps or 1) == 0 or step == steps}
+    made: set[int] = set()
+    for event in read_lines(run.events):
+        if event.get("event") == "evaluated":
+            made.add(event["step"])
+        elif event.get("event") == "training":  # what was measured after the step it went on from is of another course
+            made = {one for one in made if one <= event["from_step"]}
+    return is_due[section.eval_strategy] and step not in made
 
 
 def _require_room(run: RunDirectory, num_bytes: int, ranks: Ranks) -> None:
@@ -270,8 +281,8 @@ def _announce(sampler: GlobalBatchSampler, placement: Placement, steps: int, cho
     say(f"{placement.arithmetic()}; {sampler.num_global_batches} steps an epoch{filled}; {steps} steps in all")
     if chosen.checkpoint is not None:
         say(f"continuing from {chosen.checkpoint.path}")
-    elif chosen.bad:
-        say("no checkpoint of the run is whole: training begins at its first step")
+    elif chosen.newer:
+        say("training begins at its first step")
 
 
 def _warn_of_filling(sampler: GlobalBatchSampler, run: RunDirectory) -> None:

@@ -3,9 +3,6 @@
 Only public methods are overridden. The private ones that are called stand in :data:`PRIVATE`.
 """
 
-import os
-import signal
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +13,8 @@ from transformers import Trainer
 
 from finelaunch.data.sampler import GlobalBatchSampler, TrainingRows
 from finelaunch.errors import Interrupted
-from finelaunch.run.signals import STOP_SIGNALS
 from finelaunch.training.journal import Losses
+from finelaunch.training.loader import EpochLoader, outlive_signals
 from finelaunch.training.preemption import Preemption
 from finelaunch.training.saving import Saving
 
@@ -28,17 +25,6 @@ PRIVATE = {"_save_checkpoint": ("self", "model", "trial")}
 """Private methods of the Trainer that are called, and their parameters; a test holds that they are so."""
 
 RowLosses = Callable[[Mapping[str, torch.Tensor], torch.Tensor], torch.Tensor]
-
-
-class EpochLoader(DataLoader):
-    """A loader that hands the epoch on to its batch sampler.
-
-    Without ``set_epoch`` every epoch of a fresh run would have the order of the first one, and a resumed run another.
-    """
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration goes through."""
-        self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
 
 
 def loss_rule(row_losses: RowLosses) -> Callable[..., torch.Tensor]:
@@ -57,24 +43,6 @@ def loss_rule(row_losses: RowLosses) -> Callable[..., torch.Tensor]:
         return row_losses(outputs, labels).sum() / num_items_in_batch.clamp(min=1)
 
     return compute_loss
-
-
-def outlive_signals(_worker: int) -> None:
-    """Let a loader's worker ignore what asks the run to stop: to save, a rank may need its last batches.
-
-    SIGTERM ends it only where its own rank has sent it, as multiprocessing does at the rank's exit, and waits.
-    """
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # an ignored signal is not waited for
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_end_with_rank, name="signals", daemon=True).start()
-
-
-def _end_with_rank() -> None:
-    while True:
-        if signal.sigwaitinfo({signal.SIGTERM}).si_pid == os.getppid():
-            os._exit(0)
 
 
 class FinelaunchTrainer(Trainer):

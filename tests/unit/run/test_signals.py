@@ -18,7 +18,7 @@ import os, sys, time
 from finelaunch.errors import Interrupted
 from finelaunch.run import signals
 signals.listen()
-signals.before_end(lambda: print("last words", flush=True))
+signals.before_end(lambda why: print("last words", flush=True))
 def wait(seconds):
     end = time.monotonic() + seconds
     while time.monotonic() < end:

@@ -133,8 +133,10 @@ def test_each_rank_looks_at_a_share_and_together_at_everything(tmp_path: Path) -
     assert sorted(one for share in shares for one in share) == sorted(f"{name} is missing" for name in FILES)
 
 
-def test_a_file_that_was_added_is_seen(tmp_path: Path) -> None:
+def test_a_file_that_might_be_loaded_is_seen_and_a_note_is_not(tmp_path: Path) -> None:
     path = written(tmp_path)
+    (path / "NOTES.md").write_text("the good one")
+    assert whole(path).damage() == []
     (path / "scaler.pt").write_bytes(b"pickle")
     assert whole(path).damage() == ["scaler.pt was added after it was written"]
 
@@ -148,8 +150,22 @@ def test_what_was_not_written_to_its_end_or_half_deleted_does_not_count(tmp_path
     assert "not written to its end" in str(read_checkpoint(path))
 
 
+def test_a_renamed_checkpoint_is_not_the_newest(tmp_path: Path) -> None:
+    written(tmp_path).rename(tmp_path / "checkpoint-9")
+    assert "was written as checkpoint-4" in str(read_checkpoint(tmp_path / "checkpoint-9"))
+
+
+def test_what_cannot_be_read_for_now_is_no_damage(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    (path / NAME).unlink()
+    (path / NAME).mkdir()
+    with pytest.raises(OSError, match="directory"):
+        read_checkpoint(path)
+
+
 def test_folders_are_ordered_by_their_number_and_others_left_alone(tmp_path: Path) -> None:
-    for name in ("checkpoint-10", "checkpoint-9", "checkpoint-100", "checkpoint-x", "checkpoint-", "else-3"):
+    others = ("checkpoint-x", "checkpoint-", "else-3", "checkpoint-4-backup-1", "aside-checkpoint-5")
+    for name in ("checkpoint-10", "checkpoint-9", "checkpoint-100", *others):
         (tmp_path / name).mkdir()
     (tmp_path / "checkpoint-7").write_text("a file")
     assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint-100", "checkpoint-10", "checkpoint-9"]
@@ -160,9 +176,8 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     assert surplus(paths, None, ()) == []
     assert surplus(paths, 2, ()) == paths[2:]
     assert surplus(paths, 1, ()) == paths[1:]
-    assert surplus(paths, 2, [paths[4]]) == paths[1:4]
     assert surplus(paths, 1, [paths[4]]) == paths[1:4]
-    assert surplus(paths, 3, [paths[4]]) == paths[2:4]
+    assert surplus(paths, 2, [paths[0]]) == paths[2:]
     assert surplus(paths[:2], 3, ()) == []
 
 
