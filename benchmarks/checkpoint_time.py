@@ -168,7 +168,7 @@ def main(target: Path | None = None) -> None:
             cells = f"{len(figures['stock'])} + {len(whole)}", f"{figures['bytes'][0]:,}", f"{stock:.3f}", f"{ours:.3f}"
             cells += f"{ours / stock:.2f}", f"{blocked:.3f}", f"{total:.3f}", f"{hashing:.3f} / {otherwise:.3f}"
             lines.append(f"| {engine} | {' | '.join(cells)} |")
-    about = f"MiniLM with AdamW on the CPU, medians in seconds, {SAVES} saves a side in turns"
+    about = "MiniLM with AdamW on the CPU, a thread a process, medians in seconds of saves in turns"
     page.put(target, "checkpoint-time", lines, "make bench-save", about)
 
 

@@ -103,7 +103,7 @@ def main() -> None:
             for profile in ("cpu_ddp", "cpu_zero2"):
                 folder = Path(scratch) / f"{number}-{profile}"
                 exit_code, seconds, said = ended(profile, act, folder)
-                text = max(said, key=len).replace(str(folder), "…")
+                text = max(said, key=len).strip().replace(str(folder), "…")
                 rows.append(f"| {fault} | {profile} | {exit_code} | {seconds:.1f} | {text:.260} … |")
                 print(rows[-1], flush=True)
     page = Path(sys.argv[1]) if len(sys.argv) > 1 else None

@@ -39,7 +39,7 @@ class Guard(TrainerCallback):
         examples: Gives the training examples, for their ids; called at a failure only.
         ranks: This process among all.
         placement: A settled placement.
-        newest: Gives the name of the newest whole checkpoint, such as ``checkpoint-6``; called on the first rank.
+        newest: Gives the name of the newest whole checkpoint, such as ``checkpoint-6``; called on every rank.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class Guard(TrainerCallback):
         if self._num_skipped >= MAX_SKIPPED_STEPS:
             raise FinelaunchError(
                 f"training: step {state.global_step}: the gradient overflowed in {MAX_SKIPPED_STEPS} steps one after "
-                f"another, which fp16 leaves out; {self._from_where(self._checkpoint())}; {_LOWER_16}"
+                f"another, which fp16 leaves out; {self._from_where(self.newest())}; {_LOWER_16}"
             )
 
     def check_weights(self) -> None:
@@ -146,14 +146,14 @@ class Guard(TrainerCallback):
         Raises:
             FinelaunchError: One is; on all ranks.
         """
-        bad = [name for name, values in _own_weights(self.trainer.model) if not bool(torch.isfinite(values).all())]
+        bad = [name for name, values in _own_weights(self.trainer.model) if not _is_finite(values)]
         if not agree(bool(bad))[0]:
             return
         names = sorted({name for of_rank in gather(bad) for name in of_rank})
         step = self.trainer.state.global_step
         raise FinelaunchError(
             f"training: after step {step}: {len(names)} weights are not finite, {names[0]} among them; they are not "
-            f"saved; {self._from_where(self._checkpoint())}; {_LOWER}"
+            f"saved; {self._from_where(self.newest())}; {_LOWER}"
         )
 
     def _gradient_norm(self) -> float:
@@ -184,7 +184,7 @@ class Guard(TrainerCallback):
         Raises:
             FinelaunchError: Always.
         """
-        step, checkpoint = self.trainer.state.global_step + 1, self._checkpoint()
+        step, checkpoint = self.trainer.state.global_step + 1, self.newest()
         spoilt = kind == "gradient" and self.placement.engine.zero_stage is not None
         spoilt = spoilt and not self.trainer.accelerator.optimizer_step_was_skipped
         weights: dict[str, Any] = {"file": None, "why": "DeepSpeed had taken the step already"}
@@ -212,11 +212,6 @@ class Guard(TrainerCallback):
         """Return the ids of the examples that rows come from; a negative one is that row without its targets."""
         examples, numbers = self.examples(), self.features.column("example")
         return [str(examples[int(numbers[max(row, ~row)])]["id"]) for row in rows]
-
-    def _checkpoint(self) -> str | None:
-        """Return the newest whole checkpoint, on every rank; one that was just written is brought to its end."""
-        self.trainer.saving.finish()
-        return gather(self.newest() if self.ranks.is_first else None)[0]
 
     def _from_where(self, checkpoint: str | None) -> str:
         """Return what a run can go on from, as a part of a sentence."""
@@ -263,6 +258,11 @@ class Guard(TrainerCallback):
             f"training: step {step}: {what} ({'; '.join(where)}){spoils}; nothing of this step is saved, "
             f"{self._from_where(checkpoint)}; {remedy}; {again}{inexact}"
         )
+
+
+def _is_finite(values: torch.Tensor) -> bool:
+    """Return whether all are numbers; their sum tells it in one pass, unless it is too large to be one itself."""
+    return bool(torch.isfinite(values.sum(dtype=torch.float32))) or bool(torch.isfinite(values).all())
 
 
 def _own_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:

@@ -141,6 +141,11 @@ def train(
         if gather(is_evaluation_due(step, steps, sampler, section, run, chosen) if ranks.is_first else None)[0]:
             trainer.evaluate()
 
+    def newest() -> str | None:
+        saving.finish()  # what was just written may be the newest
+        found = newest_checkpoint(run.checkpoints) if ranks.is_first else None
+        return gather(found.path.name if found else None)[0]
+
     if placement.engine.name == "fsdp2":
         plugin: Any = arguments.fsdp_plugin_args
         plugin.setdefault("transformer_cls_names_to_wrap", layer_classes(model))
@@ -158,7 +163,7 @@ def train(
     saving = Saving(run, ranks, stated, losses.of_interval, section.save_total_limit, saved_step, aside)
     preemption = Preemption(saving, grace_seconds, before_first_step)
     journal = Journal(run, sampler, losses, saving.seconds)
-    guard = Guard(run, sampler, features, lambda: split.examples, ranks, placement, lambda: _name_of_newest(run))
+    guard = Guard(run, sampler, features, lambda: split.examples, ranks, placement, newest)
     start = Start(on_start)
     writer = SummaryWriter(str(run.tensorboard), purge_step=step + 1) if run.writes else None
     trainer = FinelaunchTrainer(
@@ -243,11 +248,6 @@ def _require_room(run: RunDirectory, num_bytes: int, ranks: Ranks) -> None:
             text = str(error)
     if said := gather(text)[0]:
         raise RequirementMissing(said)
-
-
-def _name_of_newest(run: RunDirectory) -> str | None:
-    newest = newest_checkpoint(run.checkpoints)
-    return newest.path.name if newest else None
 
 
 def num_steps(sampler: GlobalBatchSampler, section: TrainingSection) -> int:
