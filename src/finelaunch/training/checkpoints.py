@@ -18,7 +18,9 @@ from finelaunch.run.log import say, warn
 from finelaunch.run.ranks import Ranks, gather
 from finelaunch.run.watch import alive
 from finelaunch.training.manifest import (
+    ASIDE,
     NAME,
+    OLD,
     UNFIT,
     Checkpoint,
     Verification,
@@ -152,22 +154,19 @@ def choose_checkpoint(
     return Continued(foreign, True, tuple(newer))
 
 
-def set_newer_aside(chosen: Continued) -> list[Path]:
+def set_newer_aside(chosen: Continued, run: RunDirectory) -> list[Path]:
     """Let nothing newer than what a training goes on from count, and return what may go once a newer one is whole.
 
     Otherwise a later start could go on from a checkpoint whose steps are no longer in the log. What a save that was cut
     off has left is deleted.
     """
-    surplus = []
     for path, may_go in chosen.newer:
         if not (path / NAME).exists():
             discard(path)
             continue
-        aside = set_aside(path)
+        aside = set_aside(path, OLD if may_go else ASIDE)
         say(f"{path} is set aside as {aside.name}" + ", until a newer checkpoint is whole" * may_go)
-        if may_go:
-            surplus.append(aside)
-    return surplus
+    return sorted(run.checkpoints.glob(f"{OLD}checkpoint-*"))
 
 
 def _verified(path: Path, how: Verification, ranks: Ranks) -> Checkpoint | str:

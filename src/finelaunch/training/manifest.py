@@ -24,7 +24,9 @@ Verification = Literal["sha256", "size"]
 
 _NUMBERED = re.compile(r"checkpoint-(\d+)")
 ASIDE = "aside-"
-"""How the name of a folder begins that no longer counts, and is kept for as long as nothing newer is whole."""
+"""How the name of a folder begins that no longer counts, and is the user's to delete."""
+OLD = "old-"
+"""How it begins where the folder goes as soon as a newer checkpoint is whole."""
 _LOADED = (".pt", ".pth", ".bin", ".safetensors", ".distcp", ".json", ".pkl", ".pickle")
 """What the Trainer or an engine might load; a note of the user's beside it does no harm."""
 UNFIT = ("its manifest has format", "it was written as")
@@ -159,9 +161,9 @@ def publish(checkpoint: Path, facts: Mapping[str, Any], files: Mapping[str, Any]
     _flush(checkpoint.parent)
 
 
-def set_aside(checkpoint: Path) -> Path:
+def set_aside(checkpoint: Path, prefix: str) -> Path:
     """Rename a checkpoint so that it does not count any more, and return where its files are."""
-    aside = checkpoint.with_name(f"{ASIDE}{checkpoint.name}")
+    aside = checkpoint.with_name(f"{prefix}{checkpoint.name}")
     if aside.exists():
         shutil.rmtree(aside)
     checkpoint.rename(aside)

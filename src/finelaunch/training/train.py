@@ -127,7 +127,7 @@ def train(
     step = checkpoint.step if checkpoint else 0
     if checkpoint is not None:
         check_foreign(checkpoint, model, steps) if chosen.is_foreign else refuse_fewer_steps(checkpoint, steps)
-    aside = set_newer_aside(chosen) if ranks.is_first else []
+    aside = set_newer_aside(chosen, run) if ranks.is_first else []
 
     def on_start(trainer: Any) -> None:
         engine = verify(trainer, placement)
