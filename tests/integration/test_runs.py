@@ -104,7 +104,12 @@ def test_a_run_leaves_what_the_contract_names(name, runs):
         "tokens_per_second",
         "samples_per_second",
         "padding_fraction",
+        "checkpoint_blocked_seconds",
+        "checkpoint_total_seconds",
     }
+    saved = [event for event in read_lines(run.events) if event["event"] == "saved"]
+    for key in ("blocked_seconds", "total_seconds"):
+        assert sum(row[f"checkpoint_{key}"] for row in log) == pytest.approx(sum(one[key] for one in saved), abs=0.01)
     assert log[-1]["step"] <= metrics["train"]["steps"]
     rows = read_lines(run.predictions)
     assert len({row["id"] for row in rows}) == len(rows) == manifest["data"]["test"]["num_examples"]

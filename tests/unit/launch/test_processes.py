@@ -55,8 +55,7 @@ from finelaunch.launch.processes import RankProcess, run_ranks
 from finelaunch.run import log
 log.set_up()
 given = json.loads(Path(sys.argv[1]).read_text())
-if given["nohup"]:
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+signal.signal(signal.SIGHUP, signal.SIG_IGN if given["nohup"] else signal.SIG_DFL)
 ranks = [RankProcess(one["rank"], tuple(one["argv"]), one["environment"], Path(one["log"])) for one in given["ranks"]]
 ending = run_ranks(ranks, **given["limits"])
 Path(sys.argv[2]).write_text(json.dumps(dataclasses.asdict(ending)))
