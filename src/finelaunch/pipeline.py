@@ -84,7 +84,8 @@ def train_recipe(job: Job, run: RunDirectory, allow_change: Collection[str] = ()
         return _follow(job, run, placement, gate)
     recipe, launch = job.recipe.model_dump(mode="json"), job.profile.model_dump(mode="json")
     with RunLock(run.lock) as lock:
-        if changed := refuse_another_job(run, job.recipe, job.profile, placement, allow_change):
+        changed = refuse_another_job(run, job.recipe, job.profile, placement, allow_change)
+        if changed and not run.finished():
             permitted = [key for key in changed if key not in FREE_KEYS]
             run.restate(recipe, launch, changed, keeps_base=not permitted)
             if permitted:

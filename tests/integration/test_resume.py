@@ -194,7 +194,9 @@ def test_without_skipping_data_a_resumed_run_would_repeat_rows(whole, tmp_path, 
 def test_a_finished_run_says_so_and_a_differing_one_is_refused(whole):
     before = whole.metrics.stat().st_mtime_ns
     run_recipe("imdb/smoke", whole.path, *RHYTHM)
+    run_recipe("imdb/smoke", whole.path, *RHYTHM, "launch.stop_grace_seconds=60")
     assert whole.metrics.stat().st_mtime_ns == before
+    assert read_lines(whole.events)[-1]["event"] == "finished"
     with pytest.raises(BadInput) as caught:
         run_recipe("imdb/smoke", whole.path, *RHYTHM, "training.seed=7", "task.max_length=32")
     assert [problem.key for problem in caught.value.problems] == ["task.max_length", "training.seed"]
