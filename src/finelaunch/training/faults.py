@@ -57,14 +57,15 @@ def checkpoint_bytes(model: Any, section: TrainingSection, placement: Placement)
     copies = 1 if zero and placement.engine.zero_stage != 3 else 0
     total = BESIDE_WEIGHTS_BYTES
     for parameter in model.parameters():
-        count, size = _num_elements(parameter), parameter.element_size()
+        count, size = num_elements(parameter), parameter.element_size()
         total += count * size * (1 + copies)
         if parameter.requires_grad:
             total += 4 * (count * zero + _num_states(count, tuple(parameter.shape), section.optim))
     return total
 
 
-def _num_elements(parameter: Any) -> int:
+def num_elements(parameter: Any) -> int:
+    """Return the elements of a whole parameter; ZeRO-3 leaves an empty one in its place and keeps the number."""
     return getattr(parameter, "ds_numel", parameter.numel())
 
 

@@ -23,7 +23,7 @@ from finelaunch.training.checkpoints import (
     refuse_fewer_steps,
     set_newer_aside,
 )
-from finelaunch.training.faults import check_room, checkpoint_bytes
+from finelaunch.training.faults import check_room, checkpoint_bytes, num_elements
 from finelaunch.training.manifest import newest_checkpoint
 from finelaunch.training.placement import Placement
 from finelaunch.training.section import TrainingSection
@@ -269,11 +269,6 @@ def _whole_weights(trainer: "FinelaunchTrainer") -> dict[str, Any] | None:
         return None
     weights: Any = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     return weights if trainer.is_world_process_zero() else None
-
-
-def num_elements(parameter: Any) -> int:
-    """Return the elements of a whole parameter; ZeRO-3 leaves an empty one in its place and keeps the number."""
-    return getattr(parameter, "ds_numel", parameter.numel())
 
 
 def _announce(sampler: GlobalBatchSampler, placement: Placement, steps: int, chosen: Continued) -> None:
