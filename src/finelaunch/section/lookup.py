@@ -11,7 +11,12 @@ from finelaunch.section.base import nearest
 from finelaunch.section.document import MAX_CHARACTERS, Document, read_document
 
 COMMAND_LINE = "command line"
-NOUNS = {"recipes": "recipe", "launch": "profile", "accelerate_configs": "accelerate config"}
+NOUNS = {
+    "recipes": "recipe",
+    "launch": "profile",
+    "accelerate_configs": "accelerate config",
+    "slurm/clusters": "cluster",
+}
 """The data folders, and what a file of each is called."""
 
 

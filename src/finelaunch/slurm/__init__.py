@@ -1,0 +1,1 @@
+"""Everything that speaks with Slurm: its commands, submission, ranks from its variables, requeues, states of jobs."""
