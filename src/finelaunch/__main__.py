@@ -13,7 +13,8 @@ def main() -> None:
         from finelaunch.cli import main as command
 
         command()
-    except Interrupted:
+    except Interrupted as stop:
+        signals.leave(str(stop))
         sys.exit(EXIT_STOPPED)
 
 

@@ -7,12 +7,11 @@ import json
 import sys
 from collections.abc import Collection
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from finelaunch.errors import FinelaunchError, Interrupted, LostPeer, Stopped
+from finelaunch.launch.job import Job
 from finelaunch.launch.place import place
-from finelaunch.launch.profile import Profile
 from finelaunch.launch.runs import refuse_another_job, refuse_changed_data
 from finelaunch.recipe.load import flatten
 from finelaunch.recipe.schema import Recipe
@@ -22,15 +21,16 @@ from finelaunch.run import log, signals
 from finelaunch.run.directory import RunDirectory, Stopwatch
 from finelaunch.run.files import read_lines, write_json, write_lines, write_text
 from finelaunch.run.lock import RunLock
-from finelaunch.run.ranks import ALONE, Gate, Ranks, gather
+from finelaunch.run.ranks import Gate, gather
 from finelaunch.run.stops import has_peer_stopped
 from finelaunch.run.watch import watching
-from finelaunch.section.document import Document
+from finelaunch.slurm.requeue import note_start
 from finelaunch.tasks import task_for
 from finelaunch.training.checkpoints import FREE_KEYS, Identity
 from finelaunch.training.faults import name_fault
 from finelaunch.training.manifest import newest_checkpoint
 from finelaunch.training.placement import Placement, move, settle, start_engine
+from finelaunch.training.seats import take_seats
 
 if TYPE_CHECKING:
     from finelaunch.evaluation.evaluate import Evaluator
@@ -41,27 +41,6 @@ if TYPE_CHECKING:
 
 FINISHED = "finished"
 """The first rank's word to the others where there is nothing left to do."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is to be run, complete.
-
-    Args:
-        recipe: The recipe.
-        document: The document behind it, for origins.
-        profile: The launch profile, with a number of processes.
-        profile_document: The document behind that.
-        profile_name: What the profile is called.
-        ranks: This process among all that run the job.
-    """
-
-    recipe: Recipe
-    document: Document
-    profile: Profile
-    profile_document: Document
-    profile_name: str
-    ranks: Ranks = ALONE
 
 
 def train_recipe(job: Job, run: RunDirectory, allow_change: Collection[str] = ()) -> dict[str, Any]:
@@ -83,7 +62,7 @@ def train_recipe(job: Job, run: RunDirectory, allow_change: Collection[str] = ()
     if not job.ranks.is_first:
         return _follow(job, run, placement, gate)
     recipe, launch = job.recipe.model_dump(mode="json"), job.profile.model_dump(mode="json")
-    with RunLock(run.lock) as lock:
+    with RunLock(run.lock, waits=job.profile.target == "slurm") as lock:
         changed = refuse_another_job(run, job.recipe, job.profile, placement, allow_change)
         if changed and not run.finished():
             permitted = [key for key in changed if key not in FREE_KEYS]
@@ -104,6 +83,8 @@ def train_recipe(job: Job, run: RunDirectory, allow_change: Collection[str] = ()
         run.record("started")
         signals.before_end(lambda why: _end_from_outside(run, lock, why))
         try:
+            if job.profile.target == "slurm":
+                note_start(run, job.profile_name)
             gate.meet()
             return _stages(job, run, placement, gate, allow_change)
         except Interrupted as stop:
@@ -113,7 +94,8 @@ def train_recipe(job: Job, run: RunDirectory, allow_change: Collection[str] = ()
             if has_peer_stopped(named):
                 raise _stopped(job, run, str(signals.requested()), agreed=False) from None
             with suppress(OSError):
-                run.record("failed", error=str(named) if named else f"{type(error).__name__}: {error}")
+                victim = {"victim": True} if isinstance(named, LostPeer) else {}
+                run.record("failed", error=str(named) if named else f"{type(error).__name__}: {error}", **victim)
             if named is not None:
                 raise named from None
             raise
@@ -205,6 +187,8 @@ def _stages(
     signals.hold()
     placement = settle(placement, job.ranks)
     start_engine(placement)
+    if job.ranks.is_launched:
+        run.note(ranks=take_seats(placement, job.ranks, job.profile.target == "slurm"))
     with watching(run.log, placement.collective_timeout_seconds):
         return _train(job, run, placement, task, prepared, allow_change, seconds)
 

@@ -228,8 +228,18 @@ def cached_report(
         BadInput: Something is wrong with the data or the tokenizer.
         RequirementMissing: Something is to come from a hub that is out of reach.
     """
-    report = cached("prepared", _key(data, model, task_values, _fingerprints(data, document))) / "report.json"
+    report = prepared_folder(data, model, task_values, document) / "report.json"
     return json.loads(report.read_text(encoding="utf-8")) if report.exists() else None
+
+
+def prepared_folder(data: DataSection, model: ModelSection, task_values: Mapping[str, Any], document: Document) -> Path:
+    """Return the folder in which :func:`prepare` keeps its result, which exists where it is there; no torch.
+
+    Raises:
+        BadInput: Something is wrong with the data or the tokenizer.
+        RequirementMissing: Something is to come from a hub that is out of reach.
+    """
+    return cached("prepared", _key(data, model, task_values, _fingerprints(data, document)))
 
 
 def _fingerprints(data: DataSection, document: Document) -> dict[str, str]:

@@ -3,13 +3,13 @@
 import os
 import sys
 
-from finelaunch.cli import models, reading, training
+from finelaunch.cli import models, reading, runs, sites, training
 from finelaunch.cli.app import app
-from finelaunch.errors import EXIT_FAILURE, EXIT_STOPPED, FinelaunchError, Interrupted
+from finelaunch.errors import EXIT_FAILURE, EXIT_STOPPED, FinelaunchError, Interrupted, Stopped
 from finelaunch.run import files, signals
 from finelaunch.run.ranks import is_lost_peer
 
-__all__ = ["app", "main", "models", "reading", "training"]
+__all__ = ["app", "main", "models", "reading", "runs", "sites", "training"]
 
 
 def main() -> None:
@@ -19,11 +19,16 @@ def main() -> None:
     signals.listen()
     try:
         app(standalone_mode=True)
+    except Stopped as stop:
+        complain(str(stop))
+        signals.leave(str(stop))
+        sys.exit(stop.exit_code)
     except FinelaunchError as error:
         complain(str(error))
         sys.exit(error.exit_code)
-    except Interrupted:
+    except Interrupted as stop:
         complain("stopped")
+        signals.leave(str(stop))
         sys.exit(EXIT_STOPPED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -33,4 +38,6 @@ def main() -> None:
         if not (stopped or files.is_full_disk(error)):
             raise
         complain("stopped" if stopped else files.full_disk_text(error))
+        if stopped:
+            signals.leave(str(signals.requested()))
         sys.exit(EXIT_STOPPED if stopped else EXIT_FAILURE)

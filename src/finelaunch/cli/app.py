@@ -25,6 +25,9 @@ On = Annotated[
     str | None,
     typer.Option("--on", metavar="PROFILE", help="Launch profile; by default gpu if CUDA is there, else cpu."),
 ]
+ClusterName = Annotated[
+    str | None, typer.Option("--cluster", metavar="NAME", help="Cluster profile; by default FINELAUNCH_CLUSTER.")
+]
 RunNameOption = Annotated[str | None, typer.Option("--name", help="Name of the run below runs/.")]
 RunDir = Annotated[Path | None, typer.Option("--run-dir", help="The run directory itself.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Begin anew; the old run is renamed, never deleted.")]

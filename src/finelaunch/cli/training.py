@@ -11,6 +11,7 @@ import typer
 from finelaunch.cli.app import (
     AllowChange,
     AsJson,
+    ClusterName,
     Fresh,
     On,
     Overrides,
@@ -46,16 +47,19 @@ def train(
     from finelaunch.launch.request import check_arithmetic, this_machine
     from finelaunch.launch.runs import begin_anew, run_directory
     from finelaunch.pipeline import Job, train_recipe
+    from finelaunch.provision.locked import pinned
     from finelaunch.recipe.load import read_overrides
     from finelaunch.run import log
     from finelaunch.run.ranks import Ranks
     from finelaunch.section.lookup import find
+    from finelaunch.slurm.ranks import adopt_ranks, in_job
     from finelaunch.training.placement import stop_engine
 
+    adopt_ranks(on)
     ranks = Ranks.from_environment()
     log.set_up(terminal=ranks.is_first)
     given = read_overrides(overrides or ())
-    loaded, document = check(recipe, given, on)
+    loaded, document = pinned(*check(recipe, given, on))
     machine = this_machine(on, given["launch"], ranks)
     run = run_directory(name, run_dir, find(recipe, "recipes"), ranks.rank)
     placement = place(loaded.training, machine.profile, machine.document)
@@ -66,7 +70,8 @@ def train(
     log.say(f"run {run.path} {machine.sentence()}")
     job = Job(loaded, document, machine.profile, machine.document, machine.name, ranks)
     try:
-        metrics = train_recipe(job, run, allow_change or ())
+        with in_job(run, machine.profile, ranks):
+            metrics = train_recipe(job, run, allow_change or ())
     except Stopped as stop:
         signals.ignore()
         if stop.agreed:
@@ -93,9 +98,11 @@ def plan(
     on: On = None,
     allow_change: AllowChange = None,
     as_json: AsJson = False,
+    cluster: ClusterName = None,
 ) -> None:
     """Print everything that launch would do: commands, engine settings, batch arithmetic, steps, memory, traffic."""
     from finelaunch.launch.check import check
+    from finelaunch.launch.cluster import load_cluster
     from finelaunch.launch.devices import default_on
     from finelaunch.launch.plan import make_plan
     from finelaunch.launch.profile import load_profile
@@ -105,8 +112,12 @@ def plan(
     loaded, document = check(recipe, given, on)
     name = on or default_on()
     profile, profile_document, _ = load_profile(name, given["launch"])
+    if cluster is not None and profile.target != "slurm":
+        what = f"has no effect on {name}, which is no profile for Slurm"
+        raise BadInput(Problem("command line", "--cluster", what, "", "leave it out, or use --on slurm_…"))
+    site = load_cluster(cluster, given["cluster"]) if profile.target == "slurm" else None
     options = _may_change(allow_change)
-    made = make_plan(recipe, overrides or (), loaded, document, name, profile, profile_document, options)
+    made = make_plan(recipe, overrides or (), loaded, document, name, profile, profile_document, options, site)
     print(made.as_json() if as_json else made.as_text())
 
 
@@ -120,6 +131,8 @@ def launch(
     fresh: Fresh = False,
     allow_change: AllowChange = None,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="Where ranks meet; by default a free one.")] = None,
+    cluster: ClusterName = None,
+    wait: Annotated[bool, typer.Option("--wait", help="On Slurm: follow the run to its end.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and do nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -129,10 +142,11 @@ def launch(
         if given_words := [word for word, given in ignored.items() if given]:
             what = f"{' and '.join(given_words)} have no effect with --dry-run, where run and port are symbols"
             raise BadInput(Problem("command line", "--dry-run", what, "", "leave them out"))
-        plan(recipe, overrides, on, allow_change, as_json)
+        plan(recipe, overrides, on, allow_change, as_json, cluster)
         return
     from finelaunch.launch.check import check
     from finelaunch.launch.devices import default_on, free_port, on_this_machine
+    from finelaunch.launch.job import Job
     from finelaunch.launch.local import launch as start
     from finelaunch.launch.place import place
     from finelaunch.launch.plan import make_plan
@@ -151,6 +165,20 @@ def launch(
     loaded, document = check(recipe, given, on)
     profile_name = on or default_on()
     profile, profile_document, _ = load_profile(profile_name, given["launch"])
+    run = run_directory(name, run_dir, find(recipe, "recipes"))
+    log.set_up()
+    if profile.target == "slurm":
+        from finelaunch.cli.submitting import submit_run
+
+        if port is not None:
+            what = "ranks of a Slurm job meet at a port that follows from the job's number"
+            raise BadInput(Problem("command line", "--port", what, "", "leave it out"))
+        job = Job(loaded, document, profile, profile_document, profile_name)
+        options = _may_change(allow_change)
+        sys.exit(submit_run(job, cluster, given["cluster"], run, fresh, allow_change or (), options, wait, as_json))
+    if ignored := [word for word, value in (("--cluster", cluster), ("--wait", wait)) if value]:
+        what = f"has no effect on {profile_name}, which is no profile for Slurm"
+        raise BadInput(Problem("command line", ignored[0], what, "", "leave it out, or use --on slurm_…"))
     profile = on_this_machine(profile, profile_document)
     if profile.target == "inprocess":
         if port is not None:
@@ -161,8 +189,6 @@ def launch(
     port = free_port(port)
     options = _may_change(allow_change) + ["--json"] * as_json
     made = make_plan(recipe, overrides or (), loaded, document, profile_name, profile, profile_document, options)
-    run = run_directory(name, run_dir, find(recipe, "recipes"))
-    log.set_up()
     if fresh and run.exists():
         begin_anew(run, loaded)
     run.refuse_foreign_files()

@@ -9,19 +9,18 @@ import hashlib
 import importlib.util
 import io
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from finelaunch.data.hub import HUB_PREFIX, hub_fingerprint, hub_rows
 from finelaunch.data.section import SplitSection
 from finelaunch.errors import BadInput, Problem, RequirementMissing
 from finelaunch.metrics.squad_files import squad_questions
 from finelaunch.section.base import nearest
 
 PACKAGE_PREFIX = "package:"
-HUB_PREFIX = "hub:"
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 UNLABELLED = "unsup"
 """The folder of aclImdb whose texts have no label."""
@@ -106,7 +105,8 @@ def read_rows(split: SplitSection, name: str, origin: str) -> Rows:
     """
     key = f"data.{name}"
     if split.path.startswith(HUB_PREFIX):
-        rows = _hub_rows(split, name, key)
+        read, class_names = hub_rows(split, name)
+        rows = Rows(read, key, f"{split.path}[{split.split or name}]", class_names=class_names)
     else:
         for given in ("subset", "split", "revision"):
             if getattr(split, given) is not None:
@@ -127,11 +127,7 @@ def fingerprint(split: SplitSection, name: str, origin: str) -> str:
         RequirementMissing: A hub data set that is neither cached nor reachable.
     """
     if split.path.startswith(HUB_PREFIX):
-        from datasets import load_dataset_builder
-
-        with _hub_faults(split):
-            builder = load_dataset_builder(split.path.removeprefix(HUB_PREFIX), split.subset, revision=split.revision)
-        return f"{split.path}@{builder.hash}:{split.subset}:{split.split or name}"
+        return hub_fingerprint(split, name)
     path = resolve(split.path, f"data.{name}.path", origin)
     if not path.is_dir():
         return hash_files([path], path.parent)
@@ -311,40 +307,3 @@ def _folder_rows(path: Path, key: str) -> Rows:
     unlabelled = (path / UNLABELLED).is_dir()
     dropped = (f"{path / UNLABELLED}: left out, it holds texts without a label",) if unlabelled else ()
     return Rows(rows, key, str(path), class_names=tuple(folder.name for folder in classes), dropped=dropped)
-
-
-def _hub_rows(split: SplitSection, name: str, key: str) -> Rows:
-    from datasets import ClassLabel, load_dataset
-
-    with _hub_faults(split):
-        dataset = load_dataset(
-            split.path.removeprefix(HUB_PREFIX), split.subset, split=split.split or name, revision=split.revision
-        )
-    label = dataset.features.get(split.columns.get("label", "label"))
-    names = tuple(label.names) if isinstance(label, ClassLabel) else None
-    return Rows(dataset.to_list(), key, f"{split.path}[{split.split or name}]", class_names=names)
-
-
-class _hub_faults:
-    """Turns the many exceptions of a hub that is out of reach into one sentence."""
-
-    def __init__(self, split: SplitSection) -> None:
-        self.split = split
-
-    def __enter__(self) -> None:
-        import datasets
-
-        datasets.disable_progress_bars()
-        datasets.logging.set_verbosity_error()
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        if not isinstance(error, (OSError, ValueError, RuntimeError, KeyError)):
-            return
-        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        if isinstance(error, ValueError) and "split" in str(error).lower():
-            raise BadInput(Problem(self.split.path, "split", str(error).splitlines()[0])) from None
-        raise RequirementMissing(
-            f"data: {self.split.path} is neither in the local cache nor to be had from the hub{offline}: {reason:.200}"
-            "; fetch it where there is a network, or give data.<split>.path=FILE"
-        ) from None

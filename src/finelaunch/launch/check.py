@@ -13,6 +13,7 @@ from finelaunch.preparation import given_splits
 from finelaunch.recipe.load import load_recipe
 from finelaunch.recipe.schema import Recipe
 from finelaunch.section.document import Document
+from finelaunch.section.lookup import COMMAND_LINE
 
 ANY_MACHINE = "gpu"
 """The profile that takes every value of every key; stands in where none is named."""
@@ -46,6 +47,12 @@ def check(name: str, overrides: Mapping[str, Document], profile_name: str | None
     recipe, document = loaded
     if profile is not None and profile_name is not None:
         attempt(check_place, recipe.training, profile[0], profile[1])
+    if overrides["cluster"].values and profile is not None and profile[0].target != "slurm":
+        key = f"cluster.{next(iter(overrides['cluster'].values))}"
+        what = (
+            "has no effect: the profile is not one of Slurm" if profile_name else "has no effect without --on PROFILE"
+        )
+        problems.append(Problem(COMMAND_LINE, key, what, "", "leave it out, or use --on slurm_2x4 and the like"))
     for split_name, split in given_splits(recipe.data).items():
         if not split.path.startswith(HUB_PREFIX):
             attempt(resolve, split.path, f"data.{split_name}.path", document.origin(("data", split_name, "path")))

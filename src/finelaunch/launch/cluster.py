@@ -10,15 +10,13 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from finelaunch.errors import BadInput, Problem
+from finelaunch.launch import shell
 from finelaunch.section.base import Section, SettingError, build
 from finelaunch.section.document import Document, merge
 from finelaunch.section.lookup import COMMAND_LINE, find, names, read_file
 
 VARIABLE = "FINELAUNCH_CLUSTER"
 """Names the cluster where ``--cluster`` does not."""
-
-SECRET = re.compile(r"(TOKEN|KEY|PASSWORD|PASSWD|SECRET|CREDENTIALS?)S?$", re.IGNORECASE)
-"""How the names of variables end whose values are nobody's business."""
 
 _TIME = re.compile(r"(?:(\d+)-)?(\d{1,3}):([0-5]\d)(?::([0-5]\d))?")
 
@@ -59,7 +57,7 @@ class Cluster(Section):
         default_factory=list, description="words before python, such as [apptainer, exec, --nv, image.sif]"
     )
     python: str | None = Field(default=None, description="python on the nodes; null: the one that submits")
-    srun_args: list[str] = Field(default_factory=list, description="further words for srun, such as --cpu-bind=none")
+    srun_args: list[str] = Field(default_factory=list, description="further options of srun, such as --mpi=none")
     sbatch_args: list[str] = Field(
         default_factory=list, description="further options of sbatch, such as --reservation=x"
     )
@@ -71,7 +69,8 @@ class Cluster(Section):
     stage: bool = Field(default=False, description="copy what prefetch has listed to scratch once on every node")
     offline: bool = Field(default=True, description="compute nodes have no internet: HF_HUB_OFFLINE=1 in jobs")
     env: dict[str, str] = Field(
-        default_factory=dict, description="variables of the job, such as NCCL_SOCKET_IFNAME: ib0"
+        default_factory=dict,
+        description="variables of the job, such as NCCL_SOCKET_IFNAME: ib0; taken letter for letter",
     )
     mail_user: str | None = Field(default=None, description="--mail-user")
     mail_type: str | None = Field(default=None, description="--mail-type, such as END,FAIL")
@@ -92,7 +91,7 @@ class Cluster(Section):
 
     def faults(self) -> Iterator[SettingError]:
         """Yield what does not go together."""
-        if _TIME.fullmatch(self.time_limit) is None:
+        if not is_time(self.time_limit):
             what = f"{self.time_limit!r:.40} is no time"
             yield SettingError("time_limit", what, "HH:MM:SS, MM:SS or D-HH:MM:SS", "such as 04:00:00")
         if self.requeue == "successors" and not self.successors:
@@ -103,11 +102,31 @@ class Cluster(Section):
             yield SettingError("successors", what, "0 with requeue: scontrol", "set requeue: successors")
         if self.stage and self.scratch is None:
             yield SettingError("scratch", "stage copies to a folder that is not named", "", "set scratch")
+        yield from self._unsafe()
+
+    def _unsafe(self) -> Iterator[SettingError]:
+        """Yield what may not reach a batch script."""
+        for key, value in self:
+            if isinstance(value, str) and key != "scratch":
+                yield from shell.text_faults(key, value)
+        for number, word in enumerate(self.container):
+            yield from shell.text_faults(f"container.{number}", word)
+        yield from shell.option_faults("srun_args", self.srun_args)
+        yield from shell.option_faults("sbatch_args", self.sbatch_args)
+        yield from shell.setup_faults(self.setup)
+        yield from shell.env_faults(self.env)
+        if self.scratch is not None:
+            yield from shell.scratch_faults(self.scratch)
 
     @property
     def time_limit_seconds(self) -> int:
         """The time limit."""
         return time_seconds(self.time_limit)
+
+
+def is_time(text: str) -> bool:
+    """Return whether ``text`` is a time as Slurm writes it."""
+    return _TIME.fullmatch(text) is not None
 
 
 def time_seconds(text: str) -> int:

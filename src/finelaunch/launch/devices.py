@@ -29,7 +29,7 @@ def default_on() -> str:
 
 
 def on_this_machine(profile: Profile, document: Document) -> Profile:
-    """Return ``profile`` with the number of processes that it starts here.
+    """Return ``profile`` with the number of processes that it starts here; Slurm's nodes have theirs, wherever it is.
 
     Raises:
         BadInput: More processes than GPUs, or FSDP2 without one.
@@ -37,7 +37,7 @@ def on_this_machine(profile: Profile, document: Document) -> Profile:
     """
     engine = profile.engine(document)
     engine.require()
-    if profile.device == "cpu":
+    if profile.device == "cpu" or profile.target == "slurm":
         return profile
     count = num_visible_gpus()
     wanted = profile.num_processes_per_node

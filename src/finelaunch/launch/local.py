@@ -7,15 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finelaunch.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_REQUIREMENT, EXIT_STOPPED
+from finelaunch.launch.environment import without_launchers
 from finelaunch.launch.plan import PORT, PYTHON, RANK, RUN, THREADS, LaunchPlan, rank_command
 from finelaunch.launch.processes import Ending, RankProcess, run_ranks, tail
 from finelaunch.launch.profile import Profile
 from finelaunch.run.directory import RunDirectory, now
 from finelaunch.run.files import read_lines
 from finelaunch.run.log import say
-
-OTHERS = ("ACCELERATE_", "FSDP_", "TORCHELASTIC_", "SLURM_")
-"""Variables of another launcher; what a rank is to know of its own stands in the plan."""
 
 
 def launch(plan: LaunchPlan, profile: Profile, run: RunDirectory, port: int) -> int:
@@ -32,7 +30,7 @@ def launch(plan: LaunchPlan, profile: Profile, run: RunDirectory, port: int) -> 
     assert plan.num_processes is not None
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, num_cores() // plan.num_processes))
     symbols = {PYTHON: sys.executable, RUN: str(run.path), PORT: str(port), THREADS: threads}
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(OTHERS)}
+    kept = without_launchers(os.environ)  # what a rank is to know of its own stands in the plan
     ranks = []
     for rank in range(plan.num_processes):
         argv, own = rank_command(plan, {**symbols, RANK: str(rank)})

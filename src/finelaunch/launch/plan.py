@@ -15,6 +15,8 @@ from typing import Any
 from finelaunch.data.sources import HUB_PREFIX
 from finelaunch.engines import Engine
 from finelaunch.errors import FinelaunchError
+from finelaunch.launch import sbatch
+from finelaunch.launch.cluster import Cluster
 from finelaunch.launch.estimate import REDUCE_BUCKET_ELEMENTS, advice, byte_text, estimate_memory, forecast_traffic
 from finelaunch.launch.place import check_place, place
 from finelaunch.launch.profile import Profile
@@ -22,6 +24,7 @@ from finelaunch.models.size import ModelSize, model_size
 from finelaunch.preparation import cached_report, given_splits
 from finelaunch.recipe.schema import Recipe
 from finelaunch.section.document import Document
+from finelaunch.section.lookup import find
 from finelaunch.training.placement import Placement, batch_arithmetic, count_of
 
 PYTHON, PORT, RUN, RANK, THREADS = "<python>", "<port>", "<run>", "<rank>", "<cores / processes>"
@@ -35,6 +38,7 @@ class LaunchPlan:
     Args:
         recipe: The recipe's name.
         profile: The profile's name.
+        cluster: The cluster's name; None for what Slurm does not start.
         target: Who starts the processes.
         num_nodes: Machines.
         num_processes: All processes; None while unknown.
@@ -49,10 +53,12 @@ class LaunchPlan:
         memory: Bytes a device, by what they hold; None with the reason while unknown.
         traffic: Bytes a rank sends each optimizer step; None while unknown.
         advice: What may go better; never acted upon.
+        sbatch: The batch script of a job; None for what Slurm does not start.
     """
 
     recipe: str
     profile: str
+    cluster: str | None
     target: str
     num_nodes: int
     num_processes: int | None
@@ -67,6 +73,7 @@ class LaunchPlan:
     memory: dict[str, Any]
     traffic: dict[str, Any]
     advice: tuple[str, ...]
+    sbatch: str | None
 
     def as_json(self) -> str:
         """Return the plan as one JSON object."""
@@ -75,10 +82,14 @@ class LaunchPlan:
     def as_text(self) -> str:
         """Return the plan for a reader."""
         count = count_of(self.num_processes) if self.num_processes else "a process for each visible GPU"
+        machine = f"{self.profile} of {self.cluster}" if self.cluster else self.profile
+        if self.num_nodes > 1:
+            count += f" on {self.num_nodes} nodes"
+        set_for_each = " ".join(map("=".join, self.environment.items()))
         lines = [
-            f"{self.recipe} on {self.profile}: {count}, engine {self.engine['name']}, {self.device}, {self.precision}",
+            f"{self.recipe} on {machine}: {count}, engine {self.engine['name']}, {self.device}, {self.precision}",
             _line("each process", " ".join(self.argv)),
-            *([_line("environment", " ".join(map("=".join, self.environment.items())))] if self.environment else []),
+            *([_line("environment", set_for_each)] if set_for_each else []),
             _line("by hand", self.by_hand),
         ]
         if self.engine["backend"] is not None:
@@ -91,7 +102,23 @@ class LaunchPlan:
         lines += [_line("batch", self.batch["arithmetic"]), _line("steps", self.steps["text"])]
         lines += [_line("memory", self.memory["text"]), _line("sends", self.traffic["text"])]
         lines += [_line("advice", text) for text in self.advice]
+        if self.sbatch is not None:
+            lines += ["  batch script", *(f"    {line}".rstrip() for line in self.sbatch.splitlines())]
         return "\n".join(lines)
+
+
+Site = tuple[Cluster, Document, str]
+"""A cluster profile, the document behind it, and its name."""
+
+
+@dataclass(frozen=True)
+class _Start:
+    """How processes are started; as in :class:`LaunchPlan`."""
+
+    argv: tuple[str, ...]
+    environment: dict[str, str]
+    by_hand: str
+    sbatch: str | None = None
 
 
 def make_plan(
@@ -103,6 +130,7 @@ def make_plan(
     profile: Profile,
     profile_document: Document,
     options: Sequence[str] = (),
+    site: Site | None = None,
 ) -> LaunchPlan:
     """Return the plan of a recipe on a profile.
 
@@ -115,6 +143,7 @@ def make_plan(
         profile: What that makes.
         profile_document: Behind it.
         options: Further options of ``train`` to hand on.
+        site: Where the profile is one of Slurm: the cluster profile, the document behind it, and its name.
 
     Raises:
         BadInput: The two do not go together.
@@ -125,13 +154,14 @@ def make_plan(
     else:
         check_place(recipe.training, profile, profile_document)
     engine = placement.engine if placement else profile.engine(profile_document)
-    train = ("train", recipe_name, *words, "--on", profile_name)
+    start = _start(recipe_name, words, profile_name, profile, options, site)
     report = _report(recipe, document)
     size = model_size(recipe.model, recipe.task.name, _num_labels(recipe, report))
     memory, traffic, said = _estimates(recipe, profile, engine, placement, size)
     return LaunchPlan(
         recipe=recipe_name,
         profile=profile_name,
+        cluster=site[2] if site else None,
         target=profile.target,
         num_nodes=profile.num_nodes,
         num_processes=profile.num_processes,
@@ -144,21 +174,48 @@ def make_plan(
             "deepspeed": engine.deepspeed(),
             "fsdp": engine.fsdp_config(),
         },
-        argv=(PYTHON, "-m", "finelaunch", *train, "--run-dir", RUN, *options),
-        environment=_environment(profile),
-        by_hand=_by_hand(profile, (*train, *options)),
+        argv=start.argv,
+        environment=start.environment,
+        by_hand=start.by_hand,
         batch=_batch(recipe, profile, placement),
         steps=_steps(recipe, report),
         memory=memory,
         traffic=traffic,
         advice=said,
+        sbatch=start.sbatch,
     )
 
 
 def rank_command(plan: LaunchPlan, symbols: Mapping[str, str]) -> tuple[tuple[str, ...], dict[str, str]]:
     """Return the command and the environment of one rank, symbols replaced."""
-    argv = tuple(symbols.get(word, word) for word in plan.argv)
+    run = f"{RUN}/"
+    argv = tuple(symbols.get(word, symbols[RUN] + word[5:] if word.startswith(run) else word) for word in plan.argv)
     return argv, {name: symbols.get(value, value) for name, value in plan.environment.items()}
+
+
+def _start(
+    recipe_name: str,
+    words: Sequence[str],
+    profile_name: str,
+    profile: Profile,
+    options: Sequence[str],
+    site: Site | None,
+) -> _Start:
+    if profile.target != "slurm":
+        train = ("train", recipe_name, *words, "--on", profile_name)
+        argv = (PYTHON, "-m", "finelaunch", *train, "--run-dir", RUN, *options)
+        return _Start(argv, _environment(profile), _by_hand(profile, (*train, *options)))
+    assert site is not None, "a profile of Slurm is planned for a cluster"
+    cluster, cluster_document, _ = site
+    path = find(recipe_name, "recipes").resolve()
+    run_name = f"{path.parent.name}-{path.stem}"
+    frozen = (f"{RUN}/slurm/recipe.yaml", "--on", f"{RUN}/slurm/profile.yaml")
+    return _Start(
+        argv=(PYTHON, "-m", "finelaunch", "train", *frozen, "--run-dir", RUN, *options),
+        environment=sbatch.rank_environment(cluster, profile),
+        by_hand=sbatch.by_hand(cluster, profile, recipe_name, profile_name, run_name, (*words, *options)),
+        sbatch=sbatch.render(cluster, cluster_document, profile, run_name, run=RUN, python=PYTHON),
+    )
 
 
 def _environment(profile: Profile) -> dict[str, str]:

@@ -34,7 +34,9 @@ class Profile(Section):
         "base": "a profile has none; copy its keys",
     }
 
-    target: Literal["inprocess", "torchrun"] = Field(default="inprocess", description="who starts the processes")
+    target: Literal["inprocess", "torchrun", "slurm"] = Field(
+        default="inprocess", description="who starts the processes"
+    )
     accelerate_config: str = Field(default="single", description="the engine: single, ddp, zero1, zero2, zero3, fsdp2")
     num_nodes: int = Field(default=1, ge=1, description="machines")
     num_processes_per_node: PositiveInt | Literal["visible"] = Field(
@@ -78,6 +80,12 @@ class Profile(Section):
             what = f"torchrun on {self.num_nodes} machines is started by hand on each of them"
             remedy = "use num_nodes: 1, or on each: torchrun --nnodes … -m finelaunch train RECIPE --on PROFILE"
             yield SettingError("num_nodes", what, "1", remedy)
+        if self.target == "slurm" and self.device == "cuda" and self.num_processes_per_node == "visible":
+            what = "visible counts the GPUs of a node, and nobody sees those of one that was not asked for yet"
+            yield SettingError("num_processes_per_node", what, "a number", "such as 4, one for each GPU to ask for")
+        if self.target == "slurm" and self.max_run_seconds is not None:
+            what = "a job of Slurm has a time limit already, before which it is saved and requeued"
+            yield SettingError("max_run_seconds", what, "", "leave it out, and use cluster.time_limit")
 
     @property
     def seconds_until_stop(self) -> int | None:

@@ -183,6 +183,8 @@ def _refuse_unlaunched(profile: Profile, name: str, ranks: Ranks) -> None:
     if profile.target != "inprocess" and not ranks.is_launched:
         many = count_of(profile.num_processes) if profile.num_processes else "a process for each GPU"
         remedy = f"use finelaunch launch RECIPE --on {name}, or torchrun or accelerate launch with -m finelaunch"
+        if profile.target == "slurm":
+            remedy = f"use finelaunch launch RECIPE --on {name} --cluster NAME, or srun as in slurm/train.sbatch"
         raise BadInput(Problem(COMMAND_LINE, "--on", f"{name} is {many}, and this is one alone", "", remedy))
 
 

@@ -4,13 +4,13 @@ Weights are held in fp32 whatever the checkpoint's dtype; precision is a matter 
 repository is never run.
 """
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finelaunch.data.hub import why_offline
 from finelaunch.data.sources import PACKAGE_PREFIX, hash_files, resolve
 from finelaunch.errors import BadInput, Problem, RequirementMissing
 from finelaunch.models.section import ModelSection
@@ -356,10 +356,10 @@ def _hub_faults(section: ModelSection) -> Iterator[None]:
         if local_folder(section) is not None:
             what = f"cannot be loaded: {_first_line(error)}"
             raise BadInput(Problem("recipe", "model.name_or_path", what)) from None
-        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
         raise RequirementMissing(
-            f"model: {section.name_or_path} is neither in the local cache nor to be had from the hub{offline}: "
-            f"{_first_line(error)}; fetch it where there is a network, or give model.name_or_path=FOLDER"
+            f"model: {section.name_or_path} is neither in the local cache nor to be had from the hub{why_offline()}: "
+            f"{_first_line(error)}; finelaunch prefetch RECIPE fetches it where there is a network, or give "
+            "model.name_or_path=FOLDER"
         ) from None
 
 

@@ -10,6 +10,9 @@ from finelaunch.section.base import build
 from finelaunch.section.document import MAX_DEPTH, Document, merge, read_value
 from finelaunch.section.lookup import COMMAND_LINE, find, is_file, read_file
 
+_PREFIXES = ("launch", "cluster")
+"""What words begin with that address something else than the recipe."""
+
 
 def load_recipe(name: str, overrides: Document | None = None) -> tuple[Recipe, Document]:
     """Return the recipe that ``name`` and ``overrides`` make, and the document behind it.
@@ -40,24 +43,27 @@ def _with_base(document: Document, path: Path) -> Document:
 
 
 def read_overrides(words: Iterable[str]) -> dict[str, Document]:
-    """Return the documents that ``key=value`` words make, by what they address: ``recipe`` and ``launch``.
+    """Return the documents that ``key=value`` words make, by what they address.
+
+    Returns:
+        ``recipe``, ``launch`` (for ``launch.key=value``) and ``cluster`` (for ``cluster.key=value``).
 
     Raises:
         BadInput: A word is not ``key=value``, or its key no dotted path; all of them at once.
     """
-    documents = {kind: Document({}) for kind in ("recipe", "launch")}
+    documents = {kind: Document({}) for kind in ("recipe", *_PREFIXES)}
     problems: list[Problem] = []
     for word in words:
         key, equals, text = word.partition("=")
         path = tuple(key.split("."))
-        if not equals or not all(path) or not key.isprintable() or len(path) > MAX_DEPTH or path == ("launch",):
+        if not equals or not all(path) or not key.isprintable() or len(path) > MAX_DEPTH or key in _PREFIXES:
             remedy = "such as training.learning_rate=3e-5; options such as --on come before"
             problems.append(Problem(COMMAND_LINE, "", f"{word!r:.80} is not key=value", "", remedy))
             continue
         try:
             value = read_value(text, COMMAND_LINE, path)
-            if path[0] == "launch":
-                _put(documents["launch"], path[1:], value, key)
+            if path[0] in _PREFIXES:
+                _put(documents[path[0]], path[1:], value, key)
             else:
                 _put(documents["recipe"], path, value, key)
         except BadInput as error:

@@ -59,6 +59,7 @@ class RunDirectory:
         self.predictions = path / "predictions.jsonl"
         self.metrics = path / "metrics.json"
         self.replay = path / "replay"
+        self.slurm = path / "slurm"
 
     def log_of(self, rank: int) -> Path:
         """Return the log file of a rank."""
@@ -129,6 +130,7 @@ class RunDirectory:
             self.lock.name,
             self.log.parent.name,
             self.data_report.parent.name,
+            self.slurm.name,
         }
         names = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
         if foreign := [name for name in names if name not in early]:

@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import psutil
 
 from finelaunch.errors import BadInput, FinelaunchError, Problem
 from finelaunch.run.files import full_disk_text, is_full_disk, room_for
+from finelaunch.run.log import say
 
 HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0
@@ -34,11 +36,16 @@ class RunLock:
 
     Args:
         path: The lock file; its folder is made where it is missing.
+        waits: Wait for a silent owner until its silence means that it is gone, instead of refusing at once: a job that
+            Slurm has put on another node comes back before that of the start before is known.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, waits: bool = False) -> None:
         self.path = path
+        self.waits = waits
         self._owner: dict[str, Any] = {}
+        self._waited_for: Any = None
+        self._silent_until = 0.0
         self._released = threading.Event()
 
     def __enter__(self) -> "RunLock":
@@ -87,9 +94,24 @@ class RunLock:
             gone = _is_gone(other, silence)
             if gone:
                 self._remove(other)
+            if self.waits and other and not gone and self._is_silent(other, silence):
+                give_up = time.monotonic() + PATIENCE_SECONDS
+                continue
             if (other and not gone) or time.monotonic() > give_up:
                 raise BadInput(_held(self.path, other, silence))
             time.sleep(0.02)
+
+    def _is_silent(self, owner: dict[str, Any], silence: float) -> bool:
+        """Return whether ``owner`` gives no sign of life for longer than it could; waits a moment where that is so."""
+        if owner.get("machine") == _machine() or silence > STALE_SECONDS:
+            return False
+        if self._waited_for != owner.get("token"):
+            self._waited_for, self._silent_until = owner.get("token"), time.monotonic() + 2 * HEARTBEAT_SECONDS
+            say(f"{self.path}: waiting for {owner.get('host')} to give a sign of life, or to have been silent for long")
+        if silence < HEARTBEAT_SECONDS and time.monotonic() > self._silent_until:
+            return False  # it is alive
+        time.sleep(1.0)
+        return True
 
     def _write(self, text: str) -> None:
         """Create the lock, or leave none: one without an owner, on a disk that is full, would keep everybody out."""
@@ -148,6 +170,51 @@ class RunLock:
                 self.path.unlink()
         finally:
             claim.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lock.
+
+    Args:
+        host: The name of its machine.
+        pid: Its process there; None where the lock is just being written.
+        slurm_job: The job it belongs to.
+        is_here: Whether it is a process of this machine.
+        is_gone: Whether it has ended without giving the lock back.
+        silence_seconds: Since its last sign of life.
+    """
+
+    host: str
+    pid: int | None
+    slurm_job: str | None
+    is_here: bool
+    is_gone: bool
+    silence_seconds: float
+
+
+def holder(path: Path) -> Holder | None:
+    """Return who holds the lock at ``path``, or None where nobody does; nothing is changed by it."""
+    lock = RunLock(path)
+    owner = lock._read()
+    try:
+        silence = lock._seconds_unchanged(path)
+    except OSError:  # a folder that may only be read; the clocks of two machines may differ
+        try:
+            silence = time.time() - path.stat().st_mtime
+        except OSError:
+            return None
+    if not os.path.isfile(path):
+        return None
+    pid, job = owner.get("pid"), owner.get("slurm_job")
+    return Holder(
+        str(owner.get("host", "an unknown machine")),
+        pid if type(pid) is int and pid > 0 else None,
+        str(job) if job else None,
+        owner.get("machine") == _machine(),
+        _is_gone(owner, silence),
+        max(silence, 0.0),
+    )
 
 
 def _held(path: Path, owner: dict[str, Any], silence: float) -> Problem:

@@ -50,18 +50,19 @@ class _State:
 
 _state = _State()
 _last_words: list[Callable[[str], None]] = []
+_last_act: list[Callable[[str], None]] = []
 
 
 def listen() -> None:
-    """Begin to hear :data:`STOP_SIGNALS`; nothing where this process listens already."""
-    if _state.owner == os.getpid():
-        return
-    vars(_state).update(vars(_State(owner=os.getpid())))
-    _last_words.clear()
-    reading, writing = os.pipe()
-    os.set_blocking(writing, False)
-    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    threading.Thread(target=_watch, args=(reading,), name="signals", daemon=True).start()
+    """Begin to hear :data:`STOP_SIGNALS`, or hear them again where somebody else has taken them over since."""
+    if _state.owner != os.getpid():
+        vars(_state).update(vars(_State(owner=os.getpid())))
+        _last_words.clear()
+        _last_act.clear()
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        threading.Thread(target=_watch, args=(reading,), name="signals", daemon=True).start()
     for number in STOP_SIGNALS:
         signal.signal(number, _hear)
 
@@ -133,6 +134,26 @@ def before_end(call: Callable[[str], None]) -> None:
     _last_words[:] = [call]
 
 
+def at_stop(call: Callable[[str], None]) -> None:
+    """Have ``call`` made, with the reason, as the last act of a process that was asked to stop; it need not return.
+
+    Each call replaces the one before.
+    """
+    _last_act[:] = [call]
+
+
+def stays_at_stop() -> bool:
+    """Return whether a rank of this run that is stopped stays until it is ended, so that none is lost by a stop."""
+    return bool(_last_act)
+
+
+def leave(why: str) -> None:
+    """Do the last act of a process that was asked to stop, once; from here on it hears no signal."""
+    acts, _last_act[:] = list(_last_act), []
+    for act in acts:
+        act(why)
+
+
 def stop_after(seconds: float | None) -> None:
     """Ask this process to stop when it is ``seconds`` old."""
     if seconds is None:
@@ -181,4 +202,6 @@ def _end(why: str) -> None:
     with contextlib.suppress(Exception):
         for call in _last_words:
             call(why)
+    with contextlib.suppress(Exception):
+        leave(why)
     os._exit(EXIT_STOPPED)

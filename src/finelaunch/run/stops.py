@@ -28,6 +28,8 @@ def stop_if_asked() -> None:
 
 def has_peer_stopped(error: BaseException | None) -> bool:
     """Return whether a lost peer is no failure: this rank is to stop as well, or is told so in a moment."""
+    if signals.stays_at_stop():
+        return False
     patience = time.monotonic() + PATIENCE_SECONDS
     while isinstance(error, LostPeer) and signals.requested() is None and time.monotonic() < patience:
         time.sleep(0.05)

@@ -133,7 +133,8 @@ def train(
         engine = verify(trainer, placement)
         run.note(engine=engine, parameters=parameters_of(trainer.model))
         _require_room(run, checkpoint_bytes(trainer.model, section, placement), ranks)
-        run.record("training", from_step=step, checkpoint=checkpoint.path.name if checkpoint else None)
+        name, lost = checkpoint.path.name if checkpoint else None, num_lost_steps(run, step)
+        run.record("training", from_step=step, steps=steps, checkpoint=name, lost_steps=lost)
         if checkpoint is None and on_untrained is not None:
             on_untrained(trainer.measured_model)
 
@@ -236,6 +237,11 @@ def is_evaluation_due(
         elif event.get("event") == "training":  # what was measured after the step it went on from is of another course
             made = {one for one in made if one <= event["from_step"]}
     return is_due[section.eval_strategy] and step not in made
+
+
+def num_lost_steps(run: RunDirectory, from_step: int) -> int:
+    """Return how many steps beyond ``from_step`` an earlier start of the run has made, to be made again."""
+    return max(0, *(row["step"] - from_step for row in read_lines(run.samples) if "step" in row), 0)
 
 
 def _require_room(run: RunDirectory, num_bytes: int, ranks: Ranks) -> None:

@@ -1,0 +1,195 @@
+"""``launch`` on a Slurm cluster: everything is checked here, then the run is handed over."""
+
+import json
+import os
+import shutil
+import stat
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from finelaunch.data.cache import cache_root
+from finelaunch.errors import EXIT_DONE, BadInput, Problem
+from finelaunch.launch.cluster import Cluster, load_cluster
+from finelaunch.launch.job import Job
+from finelaunch.launch.place import place
+from finelaunch.launch.profile import Profile
+from finelaunch.launch.runs import begin_anew, refuse_another_job
+from finelaunch.launch.sbatch import JOB, render, signal_delay, submission_environment
+from finelaunch.run.directory import RunDirectory
+from finelaunch.run.files import read_lines
+from finelaunch.run.lock import RunLock
+from finelaunch.run.log import say
+from finelaunch.section.document import Document
+from finelaunch.slurm.jobs import job_states
+from finelaunch.slurm.submission import Submission, read_jobs, submit
+
+UMASK = {True: 0o007, False: 0o077}
+"""Who may read what a job writes: its owner's group where the cluster profile names one, else the owner alone."""
+
+
+def submit_run(
+    job: Job,
+    cluster_name: str | None,
+    overrides: Document,
+    run: RunDirectory,
+    fresh: bool,
+    allow_change: Sequence[str],
+    options: Sequence[str],
+    wait: bool,
+    as_json: bool,
+) -> int:
+    """Hand a run to Slurm, once nothing is wrong with it, and say which job it is.
+
+    Args:
+        job: What to run; the target of its profile is slurm.
+        cluster_name: The cluster profile; None: the environment's.
+        overrides: ``cluster.key=value`` of the command line.
+        run: Where it goes.
+        fresh: Set an older run aside.
+        allow_change: Keys in which an older run may differ.
+        options: Further options for ``train``.
+        wait: Follow the run to its end.
+        as_json: Print one JSON object instead.
+
+    Returns:
+        The exit code: 0 once it is submitted; after waiting what the run's end comes to.
+
+    Raises:
+        BadInput: Something is wrong, or a job of this run is still in Slurm's hands.
+        RequirementMissing: Slurm, submitit or prefetched files are not there.
+        FinelaunchError: Slurm refuses.
+    """
+    from finelaunch.provision.locked import refuse_unfetched
+
+    cluster, cluster_document, cluster_name = load_cluster(cluster_name, overrides)
+    run = RunDirectory(Path(os.path.abspath(run.path)))
+    _refuse_unshared(run, cluster, cluster_document)
+    refuse_unfetched(job.recipe, job.document, cluster)
+    _refuse_second(run)
+    placement = place(job.recipe.training, job.profile, job.profile_document)
+    job.profile.engine(job.profile_document).require()
+    os.umask(UMASK[cluster.group is not None])
+    if fresh and run.exists():
+        begin_anew(run, job.recipe)
+    run.refuse_foreign_files()
+    delay = signal_delay(cluster, longest_save(run))
+    profile = _with_grace(job.profile, delay)
+    scripts = [
+        render(
+            cluster,
+            cluster_document,
+            profile,
+            run.path.name,
+            run=str(run.path),
+            python=sys.executable,
+            folder=os.getcwd(),
+            cache=str(cache_root()),
+            after=JOB if number else None,
+            save_seconds=longest_save(run),
+        )
+        for number in range(1 + cluster.successors)
+    ]
+    with RunLock(run.lock):
+        refuse_another_job(run, job.recipe, profile, placement, allow_change)
+    environment, left_out = submission_environment(os.environ)
+    _share(run, cluster, cluster_document)
+    frozen = run.slurm / "recipe.yaml", run.slurm / "profile.yaml"
+    argv = ["train", str(frozen[0]), "--on", str(frozen[1]), "--run-dir", str(run.path), *options]
+    submission = Submission(
+        run=run,
+        recipe=job.recipe.model_dump(mode="json"),
+        profile=profile.model_dump(mode="json"),
+        cluster=cluster.model_dump(mode="json"),
+        profile_name=job.profile_name,
+        cluster_name=cluster_name,
+        time_limit_seconds=cluster.time_limit_seconds,
+        num_nodes=profile.num_nodes,
+        num_tasks=placement.num_processes,
+        argv=argv,
+        scripts=scripts,
+        environment=environment,
+    )
+    jobs = submit(submission)
+    if secrets := [name for name in left_out if not name.startswith(("SLURM", "SBATCH", "SRUN"))]:
+        say(f"not handed on to the job: {', '.join(secrets)}")
+    if as_json:
+        print(json.dumps({"run": str(run.path), "jobs": [one.job_id for one in jobs]}))
+    else:
+        others = f", then {', '.join(one.job_id for one in jobs[1:])} where it is stopped" if jobs[1:] else ""
+        print(f"job {jobs[0].job_id}{others}: {run.path}")
+        print(f"finelaunch status {run.path}; finelaunch logs -f {run.path}; finelaunch cancel {run.path}")
+    if not wait:
+        return EXIT_DONE
+    from finelaunch.operations.logs import follow_to_end
+
+    return follow_to_end(run)
+
+
+def longest_save(run: RunDirectory) -> float | None:
+    """Return the seconds of the longest save that this run has measured; None before the first."""
+    saves = [event.get("total_seconds") for event in read_lines(run.events) if event.get("event") == "saved"]
+    return max((seconds for seconds in saves if isinstance(seconds, int | float)), default=None)
+
+
+def _with_grace(profile: Profile, delay_seconds: int) -> Profile:
+    """Return ``profile`` with no more patience for a place to save than there is between signal and time limit."""
+    most = max(delay_seconds // 2, delay_seconds - 15)
+    if profile.stop_grace_seconds <= most:
+        return profile
+    return profile.model_copy(update={"stop_grace_seconds": max(1, most)})
+
+
+def _refuse_second(run: RunDirectory) -> None:
+    """Refuse to submit what has been submitted.
+
+    Raises:
+        BadInput: A job of this run waits or runs.
+    """
+    jobs = [job.job_id for job in read_jobs(run)]
+    if not jobs:
+        return
+    seen = job_states(jobs)
+    for state in seen.jobs.values():
+        if state.is_waiting or state.is_active:
+            what = f"job {state.job_id} of this run is {state.state}"
+            remedy = f"finelaunch status {run.path} shows it, finelaunch cancel {run.path} ends it"
+            raise BadInput(Problem(str(run.path), "", what, "one job at a time", remedy))
+    if seen.is_controller_silent:
+        what = f"Slurm does not answer, and job {jobs[-1]} of this run may still be there"
+        raise BadInput(Problem(str(run.path), "", what, "", "try again when squeue answers"))
+
+
+def _refuse_unshared(run: RunDirectory, cluster: Cluster, document: Document) -> None:
+    """Refuse a run directory that the nodes do not see; sbatch would fail without a word.
+
+    Raises:
+        BadInput: It does not lie below the cluster's shared folder.
+    """
+    if cluster.shared_folder is None:
+        return
+    shared = Path(os.path.expandvars(os.path.expanduser(cluster.shared_folder))).resolve()
+    if shared not in (run.path.resolve(), *run.path.resolve().parents):
+        origin = document.origin(("shared_folder",))
+        what = f"{run.path} does not lie below {shared}, so the nodes do not see it"
+        raise BadInput(Problem(origin, "cluster.shared_folder", what, "", "choose --run-dir below it"))
+
+
+def _share(run: RunDirectory, cluster: Cluster, document: Document) -> None:
+    """Make the folders of a run, for the group that the cluster profile names where it names one.
+
+    Raises:
+        BadInput: There is no such group, or this user does not belong to it.
+    """
+    run.slurm.mkdir(parents=True, exist_ok=True)
+    if cluster.group is None:
+        return
+    try:
+        for folder in (run.path, run.slurm):
+            shutil.chown(folder, group=cluster.group)
+            folder.chmod(stat.S_ISGID | 0o770)
+    except (LookupError, PermissionError):
+        what = f"{cluster.group!r} is no group of this user's"
+        raise BadInput(
+            Problem(document.origin(("group",)), "cluster.group", what, "", "one that id -Gn names")
+        ) from None

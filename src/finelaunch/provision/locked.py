@@ -1,0 +1,325 @@
+"""Lock files: which commits of the hub a recipe means, which files they are, and where they lie.
+
+``finelaunch prefetch`` writes them on a machine with a network. They are found again by what a recipe names on the hub,
+so that nobody must pass one along, and they give the recipe commits in place of branches and tags.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from finelaunch import __version__
+from finelaunch.data.cache import cache_root, content_key
+from finelaunch.data.hub import is_offline, repository
+from finelaunch.errors import BadInput, Problem, RequirementMissing
+from finelaunch.launch.cluster import Cluster
+from finelaunch.models.load import local_folder
+from finelaunch.preparation import given_splits
+from finelaunch.provision.command import prefetch_command
+from finelaunch.recipe.schema import Recipe
+from finelaunch.run.files import write_json
+from finelaunch.run.log import say
+from finelaunch.section.base import build
+from finelaunch.section.document import Document, merge
+
+FORMAT = 1
+Root = Literal["hub", "cache", "local"]
+"""What a file's path is relative to: the hub's cache, FINELAUNCH_CACHE, or nothing as it is the user's own."""
+Kind = Literal["model", "dataset"]
+
+
+@dataclass(frozen=True)
+class HubName:
+    """One thing that a recipe names on the hub.
+
+    Args:
+        key: ``model`` or ``data.<split>``.
+        kind: The type of the repository.
+        repository: Such as ``distilbert/distilbert-base-uncased``.
+        revision: Branch, tag or commit; None: the default branch.
+    """
+
+    key: str
+    kind: Kind
+    repository: str
+    revision: str | None
+
+
+@dataclass(frozen=True)
+class LockedFile:
+    """One file that a job reads.
+
+    Args:
+        root: What ``path`` is relative to.
+        path: Where it lies.
+        bytes: Its size.
+        sha256: Of its content, in hexadecimal.
+    """
+
+    root: Root
+    path: str
+    bytes: int
+    sha256: str
+
+    def place(self) -> Path:
+        """Return where the file lies for this process."""
+        return {"hub": hub_cache(), "cache": cache_root(), "local": Path()}[self.root] / self.path
+
+
+@dataclass(frozen=True)
+class LockedSource:
+    """Something of the hub at one commit.
+
+    Args:
+        key: As of :class:`HubName`.
+        kind: As of :class:`HubName`.
+        repository: As of :class:`HubName`.
+        revision: What the recipe asks for.
+        commit: What it is.
+        files: What a job reads.
+        made_from: What some of them were made of and no job reads: pickled weights, files of a data set.
+    """
+
+    key: str
+    kind: Kind
+    repository: str
+    revision: str | None
+    commit: str
+    files: tuple[LockedFile, ...]
+    made_from: tuple[LockedFile, ...] = ()
+
+    def __str__(self) -> str:
+        """Return such as ``tiny/bert at 31b7f937eef0``."""
+        return f"{self.repository} at {self.commit[:12]}"
+
+
+@dataclass(frozen=True)
+class Lock:
+    """All that was fetched for a recipe.
+
+    Args:
+        recipe: The recipe's file.
+        sources: What it names on the hub.
+        local: Files that it names on this machine.
+        prepared: The folder of the tokenised data below FINELAUNCH_CACHE; None before it is known.
+        time: When it was written, ISO 8601 in UTC.
+        hub_cache: Where the hub's files were put.
+        cache: FINELAUNCH_CACHE at that time.
+        versions: Of the packages that took part.
+    """
+
+    recipe: str
+    sources: tuple[LockedSource, ...]
+    local: tuple[LockedFile, ...]
+    prepared: str | None
+    time: str
+    hub_cache: str
+    cache: str
+    versions: dict[str, str]
+
+    @property
+    def commits(self) -> dict[str, str]:
+        """The commit of everything of the hub, by key."""
+        return {source.key: source.commit for source in self.sources}
+
+    def files(self) -> Iterator[tuple[str, LockedFile]]:
+        """Yield every file that a job reads, with the key that it stands under."""
+        for source in self.sources:
+            yield from ((source.key, file) for file in source.files)
+
+    def num_bytes(self) -> int:
+        """Return the size of all that a job reads."""
+        return sum(file.bytes for _, file in self.files())
+
+
+def hub_cache() -> Path:
+    """Return the hub's cache as its client finds it, without loading that."""
+    home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+    given = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or os.path.join(home, "hub")
+    return Path(os.path.expandvars(os.path.expanduser(given)))
+
+
+def hub_names(recipe: Recipe) -> list[HubName]:
+    """Return what ``recipe`` names on the hub.
+
+    Raises:
+        BadInput: The model's name looks like a path and is not there.
+        RequirementMissing: The model stands in a package that is not installed.
+    """
+    found = []
+    model = recipe.model
+    if model.name_or_path is not None and local_folder(model) is None:
+        found.append(HubName("model", "model", model.name_or_path, model.revision))
+    for name, split in given_splits(recipe.data).items():
+        if (on_hub := repository(split)) is not None:
+            found.append(HubName(f"data.{name}", "dataset", on_hub, split.revision))
+    return found
+
+
+def lock_path(recipe: Recipe) -> Path:
+    """Return where the lock of all that ``recipe`` names on the hub lies; what else it says does not matter."""
+    splits = given_splits(recipe.data)
+    parts = [asdict(name) for name in hub_names(recipe)]
+    for part in parts:
+        if part["key"] != "model":
+            name = part["key"].removeprefix("data.")
+            part |= {"subset": splits[name].subset, "split": splits[name].split or name}
+    return cache_root() / "locks" / f"{content_key({'names': parts})[:32]}.json"
+
+
+def new_lock(recipe_file: str, sources: Sequence[LockedSource], local: Sequence[LockedFile]) -> Lock:
+    """Return a lock of what was fetched just now."""
+    packages = ("huggingface_hub", "datasets", "transformers", "tokenizers", "safetensors", "torch")
+    versions = {"finelaunch": __version__, **{name: version(name) for name in packages}}
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    places = (str(hub_cache().absolute()), str(cache_root().absolute()))
+    return Lock(recipe_file, tuple(sources), tuple(local), None, now, *places, versions)
+
+
+def write_lock(lock: Lock, path: Path) -> None:
+    """Write ``lock`` to ``path``, whole or not at all."""
+    write_json(path, {"format": FORMAT, **asdict(lock)})
+
+
+def read_lock(path: Path) -> Lock | None:
+    """Return the lock in ``path``; None where there is none.
+
+    Raises:
+        BadInput: The file is no lock, or one of another version.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.pop("format") != FORMAT:
+            raise ValueError("written by another version of finelaunch")
+        content["local"] = tuple(LockedFile(**file) for file in content["local"])
+        content["sources"] = tuple(_source(source) for source in content["sources"])
+        return Lock(**content)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        what = f"is no lock of this version: {str(error) or type(error).__name__:.100}"
+        raise BadInput(Problem(str(path), "", what, "", "finelaunch prefetch RECIPE writes it anew")) from None
+
+
+def find_lock(recipe: Recipe) -> Lock | None:
+    """Return the lock of what ``recipe`` names on the hub; None where nothing was fetched, or there is nothing.
+
+    Raises:
+        BadInput: The file is no lock.
+    """
+    return read_lock(lock_path(recipe)) if hub_names(recipe) else None
+
+
+def pinned(recipe: Recipe, document: Document, lock: Lock | None = None) -> tuple[Recipe, Document]:
+    """Return ``recipe`` with the commits that were fetched in place of branches, tags and nothing.
+
+    Where the hub is forbidden, all that was fetched must still be there. A recipe of which nothing was fetched is
+    returned as it is, and so is one that has the commits already.
+
+    Args:
+        recipe: The recipe.
+        document: The document behind it.
+        lock: What was fetched; by default what :func:`find_lock` finds.
+
+    Raises:
+        BadInput: The lock is none.
+        RequirementMissing: The hub is forbidden and a file is gone or has another size.
+    """
+    found = lock or find_lock(recipe)
+    if found is None:
+        return recipe, document
+    if is_offline() and (problems := check_locked(found)):
+        remedy = f"where there is a network, fetch it again: {prefetch_command(document)}"
+        raise RequirementMissing("\n".join([*map(str, problems), remedy]))
+    values: dict[str, Any] = {}
+    origins: dict[tuple[str | int, ...], str] = {}
+    for key, commit in found.commits.items():
+        path = tuple(key.split("."))
+        section = values
+        for part in path:
+            section = section.setdefault(part, {})
+        section["revision"] = commit
+        origins[(*path, "revision")] = str(lock_path(recipe))
+    document = merge(document, Document(values, origins), {})
+    if lock is None:
+        say(f"as fetched on {found.time[:10]}: {', '.join(dict.fromkeys(map(str, found.sources)))}")
+    return build(Recipe, document), document
+
+
+def check_locked(lock: Lock, how: Literal["sizes", "hashes"] = "sizes") -> list[Problem]:
+    """Return what is missing or changed of the files that a job reads from the hub.
+
+    Args:
+        lock: What was fetched.
+        how: ``hashes`` reads all of it.
+    """
+    problems = []
+    for key, file in lock.files():
+        if (what := _fault(file, how)) is not None:
+            problems.append(Problem(str(file.place()), key, what))
+    return problems
+
+
+def refuse_unfetched(recipe: Recipe, document: Document, cluster: Cluster, cluster_name: str | None = None) -> None:
+    """Refuse a job on nodes without internet that reads what was not fetched.
+
+    Args:
+        recipe: What the job runs.
+        document: The document behind it.
+        cluster: Where.
+        cluster_name: What that is called, for the command to give.
+
+    Raises:
+        BadInput: The lock is none.
+        RequirementMissing: Something of the hub was not fetched, is gone, or lies where the job does not look.
+    """
+    names = hub_names(recipe)
+    if not cluster.offline or not names:
+        return
+    command = prefetch_command(document, cluster_name)
+    lock = find_lock(recipe)
+    if lock is None:
+        what = ", ".join(dict.fromkeys(f"{name.key} {name.repository}" for name in names))
+        text = f"compute nodes of this cluster have no internet (cluster.offline), and {what} was not fetched"
+        raise RequirementMissing(f"{text}; first, on a machine with a network: {command}")
+    seen = Path(os.path.expandvars(os.path.expanduser(cluster.hf_home)), "hub") if cluster.hf_home else hub_cache()
+    if Path(lock.hub_cache).resolve() != seen.resolve():
+        where = f"files of the hub were fetched to {lock.hub_cache}, and the job looks into {seen}"
+        raise RequirementMissing(f"{where} (cluster.hf_home, HF_HOME); fetch them there: {command}")
+    if problems := check_locked(lock):
+        raise RequirementMissing("\n".join([*map(str, problems), f"fetch it again: {command}"]))
+
+
+def locked_file(root: Root, path: Path | str) -> LockedFile:
+    """Return what a lock says of the file at ``path`` below ``root``."""
+    place = {"hub": hub_cache(), "cache": cache_root(), "local": Path()}[root] / path
+    with place.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return LockedFile(root, str(path), place.stat().st_size, sha256)
+
+
+def _source(content: dict[str, Any]) -> LockedSource:
+    files = {name: tuple(LockedFile(**file) for file in content[name]) for name in ("files", "made_from")}
+    return LockedSource(**{**content, **files})
+
+
+def _fault(file: LockedFile, how: str) -> str | None:
+    """Return what is wrong with a file."""
+    place = file.place()
+    try:
+        size = place.stat().st_size
+        if size != file.bytes:
+            return f"has {size:,} bytes, and had {file.bytes:,} when it was fetched"
+        if how == "hashes" and locked_file(file.root, file.path).sha256 != file.sha256:
+            return f"has another content than when it was fetched (SHA-256 {file.sha256[:12]}…)"
+    except FileNotFoundError:
+        return f"is missing; it was fetched with {file.bytes:,} bytes"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return None
