@@ -284,8 +284,8 @@ def engine_faults(
         yield SettingError(key, what, "", "use ddp, or num_processes_per_node: 1")
     if engine.name == "single" and target != "inprocess":
         what = f"{target} starts a process for each device, and single is one"
-        one = "use accelerate_config: ddp, which is right for one process too" if target == "slurm" else ""
-        yield SettingError("target", what, "" if one else "inprocess", one)
+        on_slurm = "or launch.accelerate_config=ddp, which is right for one process too" if target == "slurm" else ""
+        yield SettingError("target", what, "inprocess", on_slurm)
     if engine.is_distributed and target == "inprocess":
         yield SettingError("target", f"inprocess is one process without others, and {engine.name} is not", "torchrun")
     allowed = {"zero1": ("optimizer",), "zero2": ("optimizer",), "zero3": ("optimizer", "all")}

@@ -7,7 +7,6 @@ import time
 
 import pytest
 from integration.runs import weights_hash
-from slurm import cluster
 from slurm.cluster import (
     events,
     finelaunch,
@@ -24,6 +23,7 @@ from slurm.cluster import (
 )
 
 from finelaunch.run.directory import RunDirectory, now
+from slurm import cluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slurm_full]
 

@@ -1,4 +1,4 @@
-"""Further ways to be stopped: preemption, loader workers under cgroups, a signal during start-up, no scontrol on nodes."""
+"""Further ways to be stopped: preemption, cgroups with loader workers, signals during start-up, no scontrol on nodes."""
 
 import time
 

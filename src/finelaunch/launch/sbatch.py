@@ -112,6 +112,8 @@ def by_hand(
     told = ("partition", "account", "qos", "time", "nodes", "ntasks-per-node", "cpus-per-task", "gres", "mem")
     told += ("gpus-per-node", "gpus-per-task")
     options = _options(cluster, profile, run_name, "", "", None, signal_delay(cluster))
+    if profile.device == "cpu":
+        options["gres"] = "none"  # takes back what the script asks for
     named = [f"--{name}={options[name]}" for name in told if options.get(name) is not None]
     set_before = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
     return f"{set_before} {shlex.join(['sbatch', *named, 'slurm/train.sbatch', *words])}"

@@ -11,7 +11,6 @@ from finelaunch.errors import BadInput
 from finelaunch.launch import sbatch
 from finelaunch.launch.cluster import Cluster
 from finelaunch.launch.profile import Profile
-from finelaunch.provision.first_profile import choose_partition
 from finelaunch.provision.site import UNLIMITED, NodeGroup, Site, leading_seconds, listed, seconds_of
 from finelaunch.provision.verdicts import Check, failed, ok, unknown, warning
 from finelaunch.run.files import read_lines
@@ -62,9 +61,7 @@ def check_partition(cluster: Cluster, profile: Profile, site: Site) -> list[Chec
         known = ", ".join(site.partitions)
         return [failed("partition", "the site has no default one", f"set cluster.partition to one of {known}")]
     if not keys:
-        chosen = choose_partition(site)
-        near = f", such as {chosen[0]}" if chosen else ""
-        remedy = f"set cluster.partition to one of {', '.join(site.partitions)}{near}"
+        remedy = f"set cluster.partition to one of {', '.join(site.partitions)}"
         return [failed("partition", f"there is no {name}", remedy)]
     found = []
     if keys.get("State", "UP") != "UP":
@@ -134,7 +131,7 @@ def check_time_limit(cluster: Cluster, document: Document, site: Site, save_seco
     try:
         sbatch.check_time_limit(cluster, document, save_seconds)
     except BadInput as error:
-        return [failed("time limit", one.what, f"{one.allowed}, {one.remedy}") for one in error.problems]
+        return [failed("time limit", one.what, f"use {one.allowed}, {one.remedy}") for one in error.problems]
     over = keys.get("OverTimeLimit", "NONE")
     over = site.config.get("OverTimeLimit", "") if over in UNLIMITED else over
     grace = f"; jobs may run over by {over}" if over not in ("", "0", "0 min", *UNLIMITED) else ""
@@ -179,6 +176,8 @@ def sends_user_signal(config: Mapping[str, str]) -> bool:
 
 def _preemption(cluster: Cluster, site: Site, checkpoint_bytes: int | None) -> list[Check]:
     name, keys = partition_of(cluster, site)
+    if not keys:
+        return [unknown("preemption", f"nothing is known of {name or 'the partition'}")]
     kind = site.config.get("PreemptType", "")
     mode = keys.get("PreemptMode", site.config.get("PreemptMode", "OFF"))
     if kind in ("preempt/none", *UNLIMITED) or mode.split(",")[0] == "OFF":
@@ -213,6 +212,8 @@ def check_run_time(
     name = "run time"
     if steps_left is None:
         return unknown(name, "the number of steps is unknown until the data is encoded", "finelaunch prefetch does")
+    if steps_left == 0:
+        return ok(name, "no step is left")
     if seconds_per_step is None:
         return unknown(name, f"{steps_left:,} steps, and none was measured yet")
     useful = useful_seconds(cluster, save_seconds)

@@ -30,7 +30,7 @@ from finelaunch.provision.site import Site, read_site
 from finelaunch.provision.verdicts import Check, failed, unknown
 from finelaunch.provision.volumes import existing, read_mounts, rooms
 from finelaunch.recipe.schema import Recipe
-from finelaunch.slurm.commands import Answer, ask
+from finelaunch.slurm.commands import ask
 
 NUM_NAMES = 4
 """So many names of nodes are looked up on this machine."""
@@ -80,13 +80,17 @@ def _devices(patient: Patient) -> Iterator[Check]:
     """Yield what concerns GPUs: those of this machine, or by its name the type that the cluster profile asks for."""
     profile, torch_cuda = patient.profile, probe.torch_cuda()
     if patient.cluster is not None and profile.target == "slurm":
-        if profile.device == "cuda":
+        if profile.device == "cpu":
+            return
+        if torch_cuda == "" and patient.cluster.python is None:
+            yield checks_machine.check_driver(profile, torch_cuda, None)
+        else:
             yield unknown(
-                "cuda", f"torch is built for CUDA {torch_cuda or 'none'}; the driver is the nodes'", "--nodes"
+                "cuda", f"torch is built for CUDA {torch_cuda or '?'}; the drivers are the nodes'", "add --nodes"
             )
-            kind = patient.cluster.gpu_type
-            known = {kind: checks_machine.capability_of(kind)} if kind else {}
-            yield from checks_machine.check_gpus(profile, patient.method, known, torch_cuda)
+        kind = patient.cluster.gpu_type
+        known = {kind: checks_machine.capability_of(kind)} if kind else {}
+        yield from checks_machine.check_gpus(profile, patient.method, known, torch_cuda)
         return
     yield checks_machine.check_driver(profile, torch_cuda, probe.driver_cuda())
     try:
@@ -196,26 +200,29 @@ def _slurm(patient: Patient, cluster: Cluster) -> Iterator[Check]:
         left = None if patient.steps is None else max(0, patient.steps - done)
         yield checks_slurm.check_run_time(cluster, save_seconds, left, seconds)
     if patient.profile.target == "slurm":
-        yield checks_slurm.check_script(_test_script(patient, cluster, save_seconds))
+        yield from _test_script(patient, cluster, save_seconds)
     yield from checks_slurm.check_shared(cluster, patient.run.path)
     yield from checks_slurm.check_group(cluster.group, _own_groups() if cluster.group else ())
     yield from checks_slurm.check_names(_addresses(cluster, site))
 
 
-def _test_script(patient: Patient, cluster: Cluster, save_seconds: float | None) -> Answer | None:
-    """Return what sbatch says of the script that a launch would submit; None where it cannot be written yet."""
+def _test_script(patient: Patient, cluster: Cluster, save_seconds: float | None) -> Iterator[Check]:
+    """Yield what sbatch says of the script that a launch would submit."""
     if patient.profile.num_processes is None:
-        return None
+        yield checks_slurm.check_script(None)
+        return
     run = patient.run.path.absolute()
     places = {"run": str(run), "python": sys.executable, "folder": os.getcwd(), "cache": str(cache_root())}
     try:
         text = render(cluster, patient.cluster_document, patient.profile, run.name, **places, save_seconds=save_seconds)
     except BadInput as error:
-        return Answer(False, why=str(error))
+        others = [problem for problem in error.problems if problem.key != "cluster.time_limit"]  # that was said
+        yield from (failed("script", f"{one.key}: {one.what}", one.remedy) for one in others)
+        return
     with tempfile.NamedTemporaryFile("w", suffix=".sbatch", encoding="utf-8") as script:
         script.write(text)
         script.flush()
-        return ask(["sbatch", "--test-only", script.name])
+        yield checks_slurm.check_script(ask(["sbatch", "--test-only", script.name]))
 
 
 def _own_groups() -> set[str]:

@@ -265,3 +265,32 @@ def test_of_many_that_race_one_owns_it(tmp_path: Path, held: Path, stale: bool) 
     for taken, given in zip(marks[::2], marks[1::2], strict=True):
         assert taken[0] == "+"
         assert given == taken.replace("+", "-")
+
+
+def test_a_job_that_came_back_waits_for_the_silence_of_the_start_before(
+    held: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its node failed: nobody says that it is gone, and after a minute without a heartbeat it is."""
+    monkeypatch.setattr(lock_module, "STALE_SECONDS", 3.0)
+    rewrite(held, age=0.0, machine="another boot", host="node7")
+    with pytest.raises(BadInput, match="node7"), RunLock(held):
+        pass
+    with RunLock(held, waits=True):
+        assert json.loads(held.read_text())["pid"] == os.getpid()
+
+
+def test_a_job_that_waits_is_refused_where_the_other_one_lives(held: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock_module, "HEARTBEAT_SECONDS", 1.5)
+    rewrite(held, age=0.0, machine="another boot", host="node7")
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(0.2):
+            os.utime(held)
+
+    threading.Thread(target=beat, daemon=True).start()
+    try:
+        with pytest.raises(BadInput, match="node7"), RunLock(held, waits=True):
+            pass
+    finally:
+        over.set()
