@@ -1,4 +1,4 @@
-"""Further ways to be stopped: preemption, cgroups with loader workers, signals during start-up, no scontrol on nodes."""
+"""Further ways to be stopped: preemption, cgroups with loader workers, a signal at the start, no scontrol on nodes."""
 
 import time
 

@@ -66,7 +66,13 @@ def doctor(
 
 
 def _write_profile(cluster: str | None, force: bool, others: list[str]) -> None:
-    from finelaunch.provision.first_profile import first_profile, require_slurm, surroundings, write_profile
+    from finelaunch.provision.first_profile import (
+        first_profile,
+        profile_file,
+        require_slurm,
+        surroundings,
+        write_profile,
+    )
     from finelaunch.provision.site import read_site
 
     if others:
@@ -75,6 +81,7 @@ def _write_profile(cluster: str | None, force: bool, others: list[str]) -> None:
         )
     if cluster is None:
         raise BadInput(Problem("command line", "--write", "no name is given to it", "", "add --cluster NAME"))
+    profile_file(cluster)  # a bad name is said before Slurm is asked
     site = read_site()
     require_slurm(site)
     path, kept = write_profile(cluster, first_profile(cluster, site, surroundings()), force)

@@ -10,12 +10,15 @@ from pathlib import Path
 
 from finelaunch.data.cache import cache_root
 from finelaunch.errors import EXIT_DONE, BadInput, Problem
-from finelaunch.launch.cluster import Cluster, load_cluster
+from finelaunch.launch.cluster import Cluster
 from finelaunch.launch.job import Job
 from finelaunch.launch.place import place
+from finelaunch.launch.plan import PYTHON, RUN, LaunchPlan, Site, rank_command
 from finelaunch.launch.profile import Profile
 from finelaunch.launch.runs import begin_anew, refuse_another_job
 from finelaunch.launch.sbatch import JOB, render, signal_delay, submission_environment
+from finelaunch.operations.logs import print_log
+from finelaunch.provision.locked import pinned, refuse_unfetched
 from finelaunch.run.directory import RunDirectory
 from finelaunch.run.files import read_lines
 from finelaunch.run.lock import RunLock
@@ -30,12 +33,11 @@ UMASK = {True: 0o007, False: 0o077}
 
 def submit_run(
     job: Job,
-    cluster_name: str | None,
-    overrides: Document,
+    plan: LaunchPlan,
+    site: Site,
     run: RunDirectory,
     fresh: bool,
     allow_change: Sequence[str],
-    options: Sequence[str],
     wait: bool,
     as_json: bool,
 ) -> int:
@@ -43,12 +45,11 @@ def submit_run(
 
     Args:
         job: What to run; the target of its profile is slurm.
-        cluster_name: The cluster profile; None: the environment's.
-        overrides: ``cluster.key=value`` of the command line.
+        plan: What each rank is to do.
+        site: The cluster profile, the document behind it, and its name.
         run: Where it goes.
         fresh: Set an older run aside.
         allow_change: Keys in which an older run may differ.
-        options: Further options for ``train``.
         wait: Follow the run to its end.
         as_json: Print one JSON object instead.
 
@@ -60,18 +61,17 @@ def submit_run(
         RequirementMissing: Slurm, submitit or prefetched files are not there.
         FinelaunchError: Slurm refuses.
     """
-    from finelaunch.provision.locked import refuse_unfetched
-
-    cluster, cluster_document, cluster_name = load_cluster(cluster_name, overrides)
+    cluster, cluster_document, cluster_name = site
     run = RunDirectory(Path(os.path.abspath(run.path)))
     _refuse_unshared(run, cluster, cluster_document)
-    refuse_unfetched(job.recipe, job.document, cluster)
+    refuse_unfetched(job.recipe, job.document, cluster, cluster_name)
+    recipe, _ = pinned(job.recipe, job.document)
     _refuse_second(run)
-    placement = place(job.recipe.training, job.profile, job.profile_document)
+    placement = place(recipe.training, job.profile, job.profile_document)
     job.profile.engine(job.profile_document).require()
     os.umask(UMASK[cluster.group is not None])
     if fresh and run.exists():
-        begin_anew(run, job.recipe)
+        begin_anew(run, recipe)
     run.refuse_foreign_files()
     delay = signal_delay(cluster, longest_save(run))
     profile = _with_grace(job.profile, delay)
@@ -91,14 +91,13 @@ def submit_run(
         for number in range(1 + cluster.successors)
     ]
     with RunLock(run.lock):
-        refuse_another_job(run, job.recipe, profile, placement, allow_change)
+        refuse_another_job(run, recipe, profile, placement, allow_change)
     environment, left_out = submission_environment(os.environ)
     _share(run, cluster, cluster_document)
-    frozen = run.slurm / "recipe.yaml", run.slurm / "profile.yaml"
-    argv = ["train", str(frozen[0]), "--on", str(frozen[1]), "--run-dir", str(run.path), *options]
+    argv, _ = rank_command(plan, {RUN: str(run.path), PYTHON: sys.executable})
     submission = Submission(
         run=run,
-        recipe=job.recipe.model_dump(mode="json"),
+        recipe=recipe.model_dump(mode="json"),
         profile=profile.model_dump(mode="json"),
         cluster=cluster.model_dump(mode="json"),
         profile_name=job.profile_name,
@@ -106,7 +105,7 @@ def submit_run(
         time_limit_seconds=cluster.time_limit_seconds,
         num_nodes=profile.num_nodes,
         num_tasks=placement.num_processes,
-        argv=argv,
+        argv=argv[argv.index("train") :],
         scripts=scripts,
         environment=environment,
     )
@@ -121,9 +120,7 @@ def submit_run(
         print(f"finelaunch status {run.path}; finelaunch logs -f {run.path}; finelaunch cancel {run.path}")
     if not wait:
         return EXIT_DONE
-    from finelaunch.operations.logs import follow_to_end
-
-    return follow_to_end(run)
+    return print_log(run, rank=0, num_lines=0, follows=True)
 
 
 def longest_save(run: RunDirectory) -> float | None:

@@ -3,8 +3,9 @@
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,6 +23,10 @@ from finelaunch.cli.app import (
 )
 from finelaunch.errors import BadInput, Problem, Stopped
 from finelaunch.run import signals
+from finelaunch.section.document import Document
+
+if TYPE_CHECKING:
+    from finelaunch.launch.plan import Site
 
 
 @app.command()
@@ -48,11 +53,13 @@ def train(
     from finelaunch.launch.runs import begin_anew, run_directory
     from finelaunch.pipeline import Job, train_recipe
     from finelaunch.provision.locked import pinned
+    from finelaunch.provision.staging import staged
     from finelaunch.recipe.load import read_overrides
     from finelaunch.run import log
     from finelaunch.run.ranks import Ranks
     from finelaunch.section.lookup import find
     from finelaunch.slurm.ranks import adopt_ranks, in_job
+    from finelaunch.slurm.submission import profile_name_of
     from finelaunch.training.placement import stop_engine
 
     adopt_ranks(on)
@@ -61,13 +68,18 @@ def train(
     given = read_overrides(overrides or ())
     loaded, document = pinned(*check(recipe, given, on))
     machine = this_machine(on, given["launch"], ranks)
+    if keys := list(given["cluster"].values):
+        what = "has no effect on train, which runs where it is started"
+        raise BadInput(Problem("command line", f"cluster.{keys[0]}", what, "", "use it with launch or plan"))
     run = run_directory(name, run_dir, find(recipe, "recipes"), ranks.rank)
+    machine = replace(machine, name=profile_name_of(run, machine.name))
     placement = place(loaded.training, machine.profile, machine.document)
     check_arithmetic(placement, os.environ, loaded.training.max_grad_norm)
     signals.stop_after(machine.profile.seconds_until_stop)
     if fresh and ranks.is_first and run.exists():
         begin_anew(run, loaded)
     log.say(f"run {run.path} {machine.sentence()}")
+    os.environ.update(staged(run, loaded) if machine.profile.target == "slurm" else {})
     job = Job(loaded, document, machine.profile, machine.document, machine.name, ranks)
     try:
         with in_job(run, machine.profile, ranks):
@@ -102,7 +114,6 @@ def plan(
 ) -> None:
     """Print everything that launch would do: commands, engine settings, batch arithmetic, steps, memory, traffic."""
     from finelaunch.launch.check import check
-    from finelaunch.launch.cluster import load_cluster
     from finelaunch.launch.devices import default_on
     from finelaunch.launch.plan import make_plan
     from finelaunch.launch.profile import load_profile
@@ -112,10 +123,7 @@ def plan(
     loaded, document = check(recipe, given, on)
     name = on or default_on()
     profile, profile_document, _ = load_profile(name, given["launch"])
-    if cluster is not None and profile.target != "slurm":
-        what = f"has no effect on {name}, which is no profile for Slurm"
-        raise BadInput(Problem("command line", "--cluster", what, "", "leave it out, or use --on slurm_…"))
-    site = load_cluster(cluster, given["cluster"]) if profile.target == "slurm" else None
+    site = _site(cluster, given["cluster"], name, profile.target)
     options = _may_change(allow_change)
     made = make_plan(recipe, overrides or (), loaded, document, name, profile, profile_document, options, site)
     print(made.as_json() if as_json else made.as_text())
@@ -167,18 +175,22 @@ def launch(
     profile, profile_document, _ = load_profile(profile_name, given["launch"])
     run = run_directory(name, run_dir, find(recipe, "recipes"))
     log.set_up()
-    if profile.target == "slurm":
+    site = _site(cluster, given["cluster"], profile_name, profile.target)
+    options = _may_change(allow_change)
+    if site is not None:
         from finelaunch.cli.submitting import submit_run
 
         if port is not None:
             what = "ranks of a Slurm job meet at a port that follows from the job's number"
             raise BadInput(Problem("command line", "--port", what, "", "leave it out"))
         job = Job(loaded, document, profile, profile_document, profile_name)
-        options = _may_change(allow_change)
-        sys.exit(submit_run(job, cluster, given["cluster"], run, fresh, allow_change or (), options, wait, as_json))
-    if ignored := [word for word, value in (("--cluster", cluster), ("--wait", wait)) if value]:
-        what = f"has no effect on {profile_name}, which is no profile for Slurm"
-        raise BadInput(Problem("command line", ignored[0], what, "", "leave it out, or use --on slurm_…"))
+        made = make_plan(
+            recipe, overrides or (), loaded, document, profile_name, profile, profile_document, options, site
+        )
+        sys.exit(submit_run(job, made, site, run, fresh, allow_change or (), wait, as_json))
+    if wait:
+        what = f"has no effect on {profile_name}, where launch always waits"
+        raise BadInput(Problem("command line", "--wait", what, "", "leave it out, or use --on slurm_…"))
     profile = on_this_machine(profile, profile_document)
     if profile.target == "inprocess":
         if port is not None:
@@ -187,7 +199,7 @@ def launch(
         train(recipe, overrides, profile_name, name, run_dir, fresh, allow_change, as_json)
         return
     port = free_port(port)
-    options = _may_change(allow_change) + ["--json"] * as_json
+    options += ["--json"] * as_json
     made = make_plan(recipe, overrides or (), loaded, document, profile_name, profile, profile_document, options)
     if fresh and run.exists():
         begin_anew(run, loaded)
@@ -215,6 +227,23 @@ def chaos(
     from finelaunch.chaos.session import prove
 
     sys.exit(prove(recipe, overrides or (), on, count, seed, fault or (), run_dir, as_json))
+
+
+def _site(cluster: str | None, overrides: Document, profile_name: str, target: str) -> "Site | None":
+    """Return the cluster profile of a launch on Slurm; None elsewhere.
+
+    Raises:
+        BadInput: The cluster profile, or a cluster where none is used.
+    """
+    from finelaunch.launch.cluster import load_cluster
+
+    if target == "slurm":
+        return load_cluster(cluster, overrides)
+    given = ["--cluster"] * (cluster is not None) + [f"cluster.{key}" for key in overrides.values]
+    if given:
+        what = f"has no effect on {profile_name}, which is no profile for Slurm"
+        raise BadInput(Problem("command line", given[0], what, "", "leave it out, or use --on slurm_…"))
+    return None
 
 
 def _may_change(keys: list[str] | None) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any
 from finelaunch.data.cache import cached, content_key, entry
 from finelaunch.data.section import SplitSection
 from finelaunch.errors import BadInput, Problem, RequirementMissing
+from finelaunch.run.files import is_full_disk
 
 HUB_PREFIX = "hub:"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -105,6 +106,8 @@ def hub_faults(split: SplitSection) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError, KeyError) as error:
+        if is_full_disk(error):
+            raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         if isinstance(error, ValueError) and "split" in str(error).lower():
             raise BadInput(Problem(split.path, "split", reason)) from error

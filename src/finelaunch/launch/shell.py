@@ -179,7 +179,8 @@ def scratch_word(scratch: str) -> str:
     word, end = "", 0
     for found in _SCRATCH_VARIABLE.finditer(scratch):
         literal = scratch[end : found.start()]
-        word += (shlex.quote(literal) if literal else "") + f'"${{{found[1] or found[2]}:?is not set on this node}}"'
+        name = (found[1] or found[2]).replace("USER", "SLURM_JOB_USER", 1)  # which is set where USER is not
+        word += (shlex.quote(literal) if literal else "") + f'"${{{name}:?is not set on this node}}"'
         end = found.end()
     return word + (shlex.quote(scratch[end:]) if scratch[end:] else "")
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finelaunch.data.hub import why_offline
+from finelaunch.data.hub import is_commit, why_offline
 from finelaunch.data.sources import PACKAGE_PREFIX, hash_files, resolve
 from finelaunch.errors import BadInput, Problem, RequirementMissing
 from finelaunch.models.section import ModelSection
@@ -224,7 +224,7 @@ def load_model(
                 output_loading_info=True,
             )
         missing, unused = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
-        fingerprint = _fingerprint(section, model)
+        fingerprint = _fingerprint(section)
     if model.config.pad_token_id is None:
         # Only now: known before, it would be the embeddings' padding_idx, and a pad token that is EOS would not learn.
         model.config.pad_token_id = tokenizer.pad_token_id
@@ -340,11 +340,21 @@ def _check_causal(config: "PretrainedConfig", auto_class: str) -> None:
         raise BadInput(Problem("recipe", "model", what, "a model that attends to what came before only", remedy))
 
 
-def _fingerprint(section: ModelSection, model: "PreTrainedModel") -> str:
+def _fingerprint(section: ModelSection) -> str:
     folder = local_folder(section)
     if folder is None:
-        return f"{section.name_or_path}@{getattr(model.config, '_commit_hash', None)}"
+        return f"{section.name_or_path}@{_commit(section)}"
     return hash_files(sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin")), folder)
+
+
+def _commit(section: ModelSection) -> str | None:
+    """Return the commit of a hub model that was loaded: its files lie in a folder of that name."""
+    if is_commit(section.revision):
+        return section.revision
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(str(section.name_or_path), "config.json", revision=section.revision)
+    return Path(path).parent.name if isinstance(path, str) else None
 
 
 @contextmanager

@@ -113,13 +113,13 @@ def _status(files: _Files, seen: Seen) -> RunStatus:
     submitted = next((one for one in reversed(files.jobs) if job is not None and one.job_id == job.job_id), None)
     state, reason, end = _state(files, job, submitted)
     engine, warnings = section(manifest, "engine"), section(manifest, "warnings")
-    profile = section(manifest, "profile")
+    profile = submitted.profile if submitted and submitted.profile else section(manifest, "profile")
     status = RunStatus(
         run,
         state,
         reason,
         "slurm" if files.is_slurm else "local",
-        profile=profile if isinstance(profile, str) else submitted.profile if submitted else None,
+        profile=profile if isinstance(profile, str) else None,
         engine=engine if isinstance(engine, dict) else {},
         progress=progress_of(run, files.events, manifest),
         holder=files.holder,
@@ -156,10 +156,10 @@ def _state(files: _Files, job: JobState | None, submitted: SubmittedJob | None) 
     if files.is_finished:
         return "finished", "", End("finished", "finished")
     if job is not None and job.is_active:
-        return ("ending" if job.state == "COMPLETING" else "running"), _stage(files, job), None
+        return ("ending", "", None) if job.state == "COMPLETING" else ("running", _stage(files, job), None)
     if job is not None and job.is_waiting:
         was_requeued = bool(job.restarts) or job.state == "REQUEUED"
-        why = f"{job.reason}: {job.why_waiting}" if job.why_waiting else job.reason
+        why = f"{job.why_waiting} ({job.reason})" if job.why_waiting else job.reason
         return ("requeued" if was_requeued else "pending"), why, None
     holds = files.holder is not None and not files.holder.is_gone
     if holds and (job is None or not job.is_known):
@@ -191,10 +191,13 @@ def _without_an_end(files: _Files, job: JobState | None) -> tuple[str, str]:
 def _stage(files: _Files, job: JobState | None) -> str:
     """Return what a run that has not begun to train is at; empty once it trains."""
     events = [event["event"] for event in files.events]
-    starts = [place for place, name in enumerate(events) if name in ("started", "job_started")]
-    if job is not None and not starts:
+    begun = max((place for place, name in enumerate(events) if name in ("started", "job_started")), default=None)
+    if begun is None:
+        return "its job has started, and the run has not yet" if job is not None else "before its first step"
+    moment = _moment(files.events[begun].get("time"))
+    if job is not None and job.started is not None and moment is not None and moment < job.started:
         return "its job has started, and the run has not yet"
-    return "" if "training" in events[starts[-1] if starts else 0 :] else "before its first step"
+    return "" if "training" in events[begun:] else "before its first step"
 
 
 def _notes(files: _Files, job: JobState | None, seen: Seen) -> list[str]:

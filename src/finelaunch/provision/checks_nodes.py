@@ -214,12 +214,12 @@ def _limits(reports: Iterable[Report]) -> list[Check]:
     found = []
     few = {one["node"]: one["nofile"] for one in reports if 0 <= one["nofile"] < NUM_OPEN_FILES}
     if few:
-        text = f"{_by_node(few)} open files a process"
+        text = f"open files of a process: {_by_node(few)}"
         found.append(warning("ulimit", text, "add ulimit -n 4096 to cluster.setup, or ask the site"))
     locked = {one["node"]: one["memlock"] for one in reports if one["has_infiniband"] and one["memlock"] >= 0}
     if locked:
         remedy = "ask the site for unlimited locked memory in jobs: InfiniBand needs it"
-        found.append(warning("ulimit", f"{_by_node(locked)} bytes of locked memory", remedy))
+        found.append(warning("ulimit", f"bytes of locked memory: {_by_node(locked)}", remedy))
     masks = {one["umask"] for one in reports}
     return [*found, ok("umask", f"{', '.join(sorted(masks))} in jobs that set none; ours set their own")]
 

@@ -24,10 +24,12 @@ from finelaunch.models.load import local_folder
 from finelaunch.models.size import ModelSize, model_size
 from finelaunch.provision import checks_machine, checks_nodes, checks_slurm, probe
 from finelaunch.provision.footprint import estimated_checkpoint_bytes, num_checkpoints
+from finelaunch.provision.locked import hub_names
 from finelaunch.provision.nodes import ask_nodes
 from finelaunch.provision.patient import Patient
+from finelaunch.provision.resolve import Resolved, resolve_offline
 from finelaunch.provision.site import Site, read_site
-from finelaunch.provision.verdicts import Check, failed, unknown
+from finelaunch.provision.verdicts import Check, failed, ok, unknown, warning
 from finelaunch.provision.volumes import existing, read_mounts, rooms
 from finelaunch.recipe.schema import Recipe
 from finelaunch.slurm.commands import ask
@@ -41,6 +43,7 @@ def examine(patient: Patient) -> Iterator[Check]:
     yield from _software(patient)
     yield from _devices(patient)
     yield from _storage(patient)
+    yield from _offline(patient)
     if patient.cluster is not None:
         yield from _slurm(patient, patient.cluster)
 
@@ -120,7 +123,7 @@ def _storage(patient: Patient) -> Iterator[Check]:
         folder = group[0][0]
         known = [size for _, size, _, _ in group]
         total = None if None in known else sum(size for size in known if size is not None)
-        purpose = " + ".join(text for *_, text in group)
+        purpose = " + ".join(text for _, size, _, text in group if (size is None) == (total is None))
         try:
             left = rooms(folder, mounts)
         except OSError as error:
@@ -161,6 +164,34 @@ def _needs(patient: Patient) -> list[tuple[Path, int | None, int, str]]:
         return [run, cache]
     model = (patient.hub_cache, weights, files, f"{byte_text(weights)} for the hub's model")
     return [run, cache, model]
+
+
+def _offline(patient: Patient) -> Iterator[Check]:
+    """Yield whether all that the recipe names is found without a network, by a process that has none."""
+    recipe = patient.recipe
+    if recipe is None:
+        return
+    cluster = patient.cluster
+    is_offline = cluster.offline if cluster is not None else is_true(os.environ.get("HF_HUB_OFFLINE", ""))
+    if not is_offline and not hub_names(recipe):
+        yield ok("offline", "nothing of the hub is named")
+        return
+    environment = {"HF_HOME": str(patient.hub_cache.parent)} if cluster is not None and cluster.hf_home else None
+    yield from offline_checks(resolve_offline(recipe, patient.document, environment), is_offline)
+
+
+def offline_checks(resolved: Resolved, is_offline: bool) -> Iterator[Check]:
+    """Yield what a look without a network comes to; ``is_offline``: a run will have none."""
+    for problem in resolved.problems:
+        text = f"{problem.key}: {problem.what}" if problem.key else problem.what
+        yield (failed if is_offline else warning)("offline", f"without a network: {text}", problem.remedy)
+    if not resolved.problems:
+        yield ok("offline", f"all is found without a network: {'; '.join([*resolved.found, *resolved.notes])}")
+
+
+def is_true(text: str) -> bool:
+    """Return whether a variable says yes, as the hub's client reads it."""
+    return text.upper() in ("1", "ON", "YES", "TRUE")
 
 
 def _checkpoint_bytes(patient: Patient) -> int | None:

@@ -140,6 +140,9 @@ def _fetch(name: HubName, commit: str, wanted: Mapping[str, Entry], further_byte
     repository = hub_cache() / "--".join([prefix, *name.repository.split("/")])
     snapshot = repository / "snapshots" / commit
     _remove_abandoned(repository / "blobs")
+    for path, entry in wanted.items():
+        if (snapshot / path).exists() and not _is_intact(snapshot / path, entry):
+            _remove(snapshot / path)
     missing = {path: entry for path, entry in wanted.items() if not (snapshot / path).exists()}
     if missing:
         num_bytes = sum(entry.size for entry in missing.values())
@@ -147,23 +150,29 @@ def _fetch(name: HubName, commit: str, wanted: Mapping[str, Entry], further_byte
         say(f"{name.key}: {name.repository} at {commit[:12]}: {len(missing)} files, {num_bytes:,} bytes")
     patterns = [glob.escape(path) for path in wanted]
     snapshot_download(name.repository, repo_type=name.kind, revision=commit, allow_patterns=patterns)
-    for path in missing:
-        _check(snapshot / path, missing[path])
+    for path, entry in missing.items():
+        if not _is_intact(snapshot / path, entry):
+            _remove(snapshot / path)
+            what = f"{path} of {name.repository} arrived with another content than the hub has"
+            raise RequirementMissing(f"{name.key}: {what}; the same command fetches it again")
     return snapshot
 
 
-def _check(path: Path, entry: Entry) -> None:
-    """Hold a file against the hub's hash; a damaged one is removed, so that the next attempt fetches it again."""
+def _is_intact(path: Path, entry: Entry) -> bool:
+    """Return whether a file has the hub's hash."""
+    if path.stat().st_size != entry.size:
+        return False
     digest = hashlib.sha256() if entry.sha256 else hashlib.sha1(b"blob %d\0" % entry.size, usedforsecurity=False)
     with path.open("rb") as file:
         while part := file.read(1 << 20):
             digest.update(part)
-    if digest.hexdigest() != (entry.sha256 or entry.blob):
-        path.resolve().unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
-        raise RequirementMissing(
-            f"{path}: arrived with another content than the hub has; the same command fetches it again"
-        )
+    return digest.hexdigest() == (entry.sha256 or entry.blob)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file of a snapshot, and what it links to, so that it is fetched again."""
+    path.resolve().unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
 
 
 def _remove_abandoned(blobs: Path) -> None:
@@ -180,8 +189,8 @@ def _require_room(folder: Path, num_bytes: int) -> None:
         raise RequirementMissing(_no_room(folder, f"{num_bytes:,} bytes are needed, and {free:,} are free"))
 
 
-def _no_room(folder: Path, why: str) -> str:
-    return f"{folder}: {why}; make room there, or set HF_HOME to a folder with more"
+def _no_room(place: object, why: str) -> str:
+    return f"{place}: {why}; make room there, or set HF_HOME and FINELAUNCH_CACHE to folders with more"
 
 
 @contextmanager
@@ -222,11 +231,12 @@ def _named(name: HubName, origin: str, error: Exception) -> FinelaunchError | No
         if isinstance(cause, RepositoryNotFoundError | HFValidationError):
             what = f"the hub has no {noun} {name.repository!r:.120}, or it is private"
             return BadInput(Problem(origin, key, what, "", "mind the spelling; for a private one: hf auth login"))
-    for cause in causes:
-        if is_full_disk(cause):
-            return RequirementMissing(_no_room(hub_cache(), "no space left, or the quota is used up"))
     if isinstance(error, FinelaunchError):
         return error
+    for cause in causes:
+        if is_full_disk(cause):
+            place = cause.filename if isinstance(cause, OSError) else None
+            return RequirementMissing(_no_room(place or f"{hub_cache()}, {cache_root()}", "no space left, or no quota"))
     for cause in causes:
         if isinstance(cause, HfHubHTTPError):
             return RequirementMissing(

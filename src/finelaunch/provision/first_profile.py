@@ -123,8 +123,8 @@ def first_profile(name: str, site: Site, here: "Surroundings") -> str:
     partition = chosen[0] if chosen else None
     keys = site.partitions.get(partition or "", {})
     lines += [_line("partition", *chosen)] if chosen else ["# partition: not known"]
-    lines += _account(site, keys)
-    lines += _time_limit(site, keys)
+    account, qos = _account(site, keys)
+    lines += [*account, *_time_limit(site, keys, qos)]
     groups = site.groups_of(partition) if partition else []
     lines += _gpus(groups, partition)
     lines += _memory(site.config, keys, groups)
@@ -212,37 +212,34 @@ class Surroundings:
         return ["# setup: [module load …]  # if jobs need modules"]
 
 
-def _account(site: Site, keys: Mapping[str, str]) -> list[str]:
-    lines = []
+def _account(site: Site, keys: Mapping[str, str]) -> tuple[list[str], str]:
+    """Return the lines of account and QOS, and the QOS that jobs will have; empty where it is not known."""
     allowed = listed(keys.get("AllowAccounts", "ALL"))
-    mine = list(dict.fromkeys(one.account for one in site.associations))
-    usable = [account for account in mine if allowed is None or account in allowed]
-    account = site.default_account if site.default_account in usable else next(iter(usable), None)
-    if account is None:
+    usable = {one.account: one for one in site.associations if allowed is None or one.account in allowed}
+    own = usable.get(site.default_account) or next(iter(usable.values()), None)
+    if own is None:
         known = f": the partition allows {', '.join(allowed)}" if allowed else ""
-        lines.append(f"# account: not known{known}; needed where sbatch says so")
+        lines = [f"# account: not known{known}; needed where sbatch says so"]
     else:
-        others = [name for name in usable if name != account]
-        kind = "sacctmgr: the default one" if account == site.default_account else "sacctmgr: one that may be used"
-        lines.append(_line("account", account, kind + (f"; others: {', '.join(others)}" if others else "")))
+        others = [name for name in usable if name != own.account]
+        kind = "the default one" if own.account == site.default_account else "one that may be used"
+        rest = f"; others: {', '.join(others)}" if others else ""
+        lines = [_line("account", own.account, f"sacctmgr: {kind}{rest}")]
     wanted = listed(keys.get("AllowQos", "ALL"))
-    own = next((one for one in site.associations if one.account == account), None)
-    qos = own.qos if own else ()
-    if wanted is not None and (own is None or own.default_qos not in wanted):
-        fitting = [name for name in qos if name in wanted]
-        if fitting:
-            lines.append(_line("qos", fitting[0], f"scontrol show partition: it allows {', '.join(wanted)} only"))
-        else:
-            lines.append(f"# qos: the partition allows {', '.join(wanted)} only; which of them is yours is not known")
-    elif qos:
-        lines.append(f"# qos: none is needed; yours: {', '.join(qos)}")
-    return lines
+    names, default = (own.qos, own.default_qos) if own else ((), "")
+    if wanted is None or default in wanted:
+        lines += [f"# qos: none is needed; yours: {', '.join(names)}"] if names else []
+        return lines, default
+    if fitting := [name for name in names if name in wanted]:
+        why = f"scontrol show partition: it allows {', '.join(wanted)} only"
+        return [*lines, _line("qos", fitting[0], why)], fitting[0]
+    text = f"# qos: the partition allows {', '.join(wanted)} only; which of them is yours is not known"
+    return [*lines, text], ""
 
 
-def _time_limit(site: Site, keys: Mapping[str, str]) -> list[str]:
+def _time_limit(site: Site, keys: Mapping[str, str], qos: str) -> list[str]:
     limits = {"the partition's MaxTime": keys.get("MaxTime", "")}
-    names = {qos for one in site.associations for qos in (one.qos if len(one.qos) == 1 else ())}
-    names |= {keys["QoS"]} if keys.get("QoS", "N/A") not in UNLIMITED else set()
+    names = [name for name in (qos, keys.get("QoS", "")) if name not in UNLIMITED]
     limits |= {f"QOS {name}": site.qos_max_wall[name] for name in names if name in site.qos_max_wall}
     known = {what: seconds for what, text in limits.items() if (seconds := seconds_of(text)) is not None}
     if known and min(known.values()) <= USUAL_SECONDS:

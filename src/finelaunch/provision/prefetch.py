@@ -3,6 +3,7 @@
 On the login node, which has a network, or its second half alone in a job on a CPU node, which has none.
 """
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +34,7 @@ from finelaunch.provision.locked import (
     write_lock,
 )
 from finelaunch.recipe.schema import Recipe
-from finelaunch.run.log import say
+from finelaunch.run.log import say, warn
 from finelaunch.section.document import Document
 from finelaunch.tasks import task_for
 
@@ -108,6 +109,7 @@ def _fetch(recipe: Recipe, document: Document) -> Lock:
             wrong.append(error)
     if wrong:
         raise BadInput(problem for error in wrong for problem in error.problems)
+    _remove_damaged(recipe)
     sources: list[LockedSource] = []
     for name in names:
         commit = commits[name.kind, name.repository, name.revision]
@@ -119,6 +121,15 @@ def _fetch(recipe: Recipe, document: Document) -> Lock:
             sources.append(fetch_rows(name, split, split_name, commit, origins[name.key]))
     require_metrics(recipe.evaluation.metrics)
     return new_lock(document.name, sources, list(_local_files(recipe, document)))
+
+
+def _remove_damaged(recipe: Recipe) -> None:
+    """Remove what was made here of the hub's files and has changed since, so that it is made again."""
+    lock = find_lock(recipe)
+    for key, file in lock.files() if lock else ():
+        if file.place().exists() and locked_file(file.root, file.path) != file:
+            warn(f"{key}: {file.place()} has changed since it was fetched; it is fetched again")
+            shutil.rmtree(file.place().parent) if file.root == "cache" else file.place().unlink()
 
 
 def _origin(document: Document, name: HubName) -> str:

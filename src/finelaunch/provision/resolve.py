@@ -62,12 +62,12 @@ def resolve_offline(recipe: Recipe, document: Document, environment: Mapping[str
         done = subprocess.run(
             command, input=json.dumps(asked), capture_output=True, text=True, env=closed, timeout=PROOF_SECONDS
         )
-        answer = json.loads(done.stdout.splitlines()[-1])
     except subprocess.TimeoutExpired:
         return Resolved(problems=[Problem(document.name, "", f"could not be resolved in {PROOF_SECONDS} s")])
-    except (ValueError, IndexError):
+    if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         return Resolved(problems=[Problem(document.name, "", f"could not be resolved offline: {last:.300}")])
+    answer = json.loads(done.stdout.splitlines()[-1])
     problems = [Problem(**problem) for problem in answer["problems"]]
     return Resolved(answer["found"], answer["notes"], [_placed(problem, document) for problem in problems])
 
@@ -84,21 +84,22 @@ def main() -> None:
     close_network()
     asked = json.load(sys.stdin)
     document = Document(asked["recipe"], {}, asked["name"])
-    resolved = _resolve(build(Recipe, document), document, asked["command"])
+    resolved = Resolved()
+    with _collected("", resolved):
+        _resolve(build(Recipe, document), document, asked["command"], resolved)
     print(json.dumps(asdict(resolved)))
 
 
-def _resolve(recipe: Recipe, document: Document, command: str) -> Resolved:
-    resolved = Resolved()
+def _resolve(recipe: Recipe, document: Document, command: str, resolved: Resolved) -> None:
     lock = find_lock(recipe)
     if lock is None and (names := hub_names(recipe)):
         missing = ", ".join(dict.fromkeys(name.repository for name in names))
         resolved.problems.append(Problem("", names[0].key, f"{missing}: nothing was fetched", "", f"first: {command}"))
-        return resolved
+        return
     if lock is not None:
         resolved.problems += [replace(problem, remedy=f"fetch it again: {command}") for problem in check_locked(lock)]
         if resolved.problems:
-            return resolved
+            return
         recipe, document = pinned(recipe, document, lock)
         resolved.found += [f"{source.key}: {source}" for source in lock.sources]
 
@@ -114,7 +115,6 @@ def _resolve(recipe: Recipe, document: Document, command: str) -> Resolved:
         _data(recipe, document, resolved, command)
     if recipe.evaluation.metrics:
         attempt("evaluation.metrics", _metrics, recipe)
-    return resolved
 
 
 @contextmanager

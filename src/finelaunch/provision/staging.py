@@ -3,21 +3,40 @@
 import errno
 import fcntl
 import hashlib
+import os
 import shutil
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from finelaunch.errors import RequirementMissing
-from finelaunch.provision.locked import Lock, LockedFile, check_locked
+from finelaunch.provision.locked import Lock, LockedFile, check_locked, find_lock
+from finelaunch.recipe.schema import Recipe
 from finelaunch.run import signals
+from finelaunch.run.directory import RunDirectory
 from finelaunch.run.files import is_full_disk
 from finelaunch.run.log import say
+from finelaunch.slurm.submission import read_cluster
 
 POLL_SECONDS = 0.2
 SPARE_BYTES = 64 << 20
+
+
+def staged(run: RunDirectory, recipe: Recipe) -> dict[str, str]:
+    """Return the variables of a rank whose cluster profile asks for a copy on the node, once that is made.
+
+    Args:
+        run: The run directory, which holds that profile.
+        recipe: What is to be trained.
+
+    Raises:
+        RequirementMissing: The copy cannot be made.
+    """
+    cluster, lock = read_cluster(run), find_lock(recipe)
+    folder = os.environ.get("FINELAUNCH_SCRATCH")
+    return stage(lock, Path(folder)) if cluster.stage and lock is not None and folder else {}
 
 
 def stage(lock: Lock, folder: Path) -> dict[str, str]:
@@ -55,7 +74,8 @@ def stage(lock: Lock, folder: Path) -> dict[str, str]:
     return {"HF_HUB_CACHE": str(copy)}
 
 
-_UNWRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENOENT}
+_UNWRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
+_DAMAGED = "damaged"
 _REMEDY = "set cluster.scratch to a folder of the node with room, or cluster.stage=false"
 
 
@@ -85,13 +105,16 @@ def _copy(lock: Lock, files: Sequence[LockedFile], copy: Path) -> None:
             shutil.copyfile(file.place(), target)
         if not _is_complete(draft, files):
             raise RequirementMissing(f"{copy}: files changed while they were copied; fetch them again")
-        if copy.exists():  # damaged: not a file of it is right to the end
-            copy.rename(draft / "damaged")
-        with suppress(FileExistsError):
+        if copy.exists():
+            copy.rename(draft / _DAMAGED)
+        try:
             draft.rename(copy)
+        except OSError:  # where the disk knows no locks, another rank may have been faster
+            if not _is_complete(copy, files):
+                raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    shutil.rmtree(copy / "damaged", ignore_errors=True)
+    shutil.rmtree(copy / _DAMAGED, ignore_errors=True)
 
 
 @contextmanager

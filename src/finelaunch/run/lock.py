@@ -127,7 +127,7 @@ class RunLock:
         """Return who holds the lock; empty where nobody does or it is just being written."""
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return content if isinstance(content, dict) else {}
 

@@ -44,6 +44,6 @@ _BEGINNINGS = {
 def reason_text(reason: str, was_requeued: bool = False) -> str:
     """Return what a reason of Slurm means for whoever waits; empty where it is none of the common ones."""
     if reason == "BeginTime" and was_requeued:
-        return "it was requeued, and Slurm lets a requeued job wait a moment"
+        return "Slurm lets a requeued job wait a moment"
     near = (text for start, text in _BEGINNINGS.items() if reason.startswith(start))
     return _WORDS.get(re.split(r"[,\s]", reason)[0]) or next(near, "")

@@ -79,6 +79,12 @@ def this_job(profile_name: str) -> SubmittedJob:
     )
 
 
+def profile_name_of(run: RunDirectory, name: str) -> str:
+    """Return what the launch profile of a rank is called: by its own name where it is the run's copy of one."""
+    jobs = read_jobs(run) if name == str(run.slurm / "profile.yaml") else []
+    return next((job.profile for job in reversed(jobs) if job.profile), name)
+
+
 def read_command(run_dir: str | Path) -> list[str]:
     """Return the words of the ``train`` verb that each rank of the run in ``run_dir`` is to obey.
 

@@ -1,26 +1,19 @@
 """Plans: golden files, what holds for every shipped recipe and profile, and the command that prints them.
 
-The golden files are ``tests/golden/plans/*.json`` and two ``.txt``. They are written anew, where a change is meant, by
-
-    FINELAUNCH_UPDATE_GOLDEN=1 .venv/bin/python -m pytest tests/unit/launch/test_plan.py -k golden
-
-Every file that is written fails its test, so that no pipeline ever passes by writing them; read the difference, and run
-again without the variable. They hold on every machine: nothing is prepared, no model lies in the hub's cache, and no
-profile asks the machine for its number of GPUs.
+The golden files are ``tests/golden/plans/*.json`` and two ``.txt``; ``tests/golden_plans.py`` says how they are made.
 """
 
 import json
-import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub.constants
 import pytest
+from golden_plans import GOLDEN, compare, planned
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -29,16 +22,15 @@ from finelaunch.cli import app
 from finelaunch.data.sampler import GlobalBatchSampler
 from finelaunch.engines import load_engine
 from finelaunch.errors import BadInput
-from finelaunch.launch import profile as profile_module
-from finelaunch.launch.check import check
-from finelaunch.launch.plan import PORT, RUN, LaunchPlan, make_plan, rank_command
+from finelaunch.launch.plan import PORT, RUN, LaunchPlan, rank_command
 from finelaunch.launch.profile import load_profile
 from finelaunch.preparation import prepare
 from finelaunch.recipe.load import load_recipe, read_overrides
 from finelaunch.section.lookup import names, shipped
 from finelaunch.tasks import task_for
 
-GOLDEN = Path(__file__).parents[2] / "golden" / "plans"
+pytestmark = pytest.mark.usefixtures("bare_machine")
+
 GPT2_MEDIUM = (
     "model.name_or_path=null model.init=scratch model.tokenizer.vocab_size=50257 "
     "'model.config={model_type: gpt2, n_embd: 1024, n_layer: 24, n_head: 16}'"
@@ -91,22 +83,7 @@ COMMANDS = {
 TEXTS = ("imdb-smoke_cpu_zero2", "squad_v2-minilm_fsdp2_x4_tf32")
 CPU_PROFILES = ("cpu", "cpu_ddp", "cpu_zero1", "cpu_zero2", "cpu_zero3")
 PROFILES = (*CPU_PROFILES, "ddp", "fsdp2", "gpu", "zero1", "zero2", "zero3")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def bare_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A machine on which nothing is prepared and nothing was fetched, and whose CPU has bf16; in an empty folder."""
-    empty = tmp_path_factory.mktemp("empty")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FINELAUNCH_CACHE", str(tmp_path_factory.mktemp("nothing_prepared")))
-        hub = tmp_path_factory.mktemp("hub")
-        patch.setenv("HF_HOME", str(hub))
-        patch.setenv("HF_HUB_CACHE", str(hub))
-        patch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(hub))  # the variables are read once, at import
-        patch.setattr(profile_module, "cpu_has_bf16", lambda: True)
-        patch.chdir(empty)
-        yield empty
-    assert not list(empty.iterdir()), "a plan writes nothing"
+"""Of this machine; those of Slurm are in ``test_plan_slurm.py``."""
 
 
 def words_of(command: str) -> tuple[str, list[str], str]:
@@ -115,26 +92,10 @@ def words_of(command: str) -> tuple[str, list[str], str]:
     return recipe, words, on
 
 
-def planned(recipe_name: str, words: list[str], on: str) -> LaunchPlan:
-    given = read_overrides(words)
-    recipe, document = check(recipe_name, given, on)
-    profile, profile_document, _ = load_profile(on, given["launch"])
-    return make_plan(recipe_name, words, recipe, document, on, profile, profile_document)
-
-
 def printed(*words: str) -> str:
     done = CliRunner().invoke(app, list(words))
     assert done.exit_code == 0, done.exception
     return done.stdout
-
-
-def compare(path: Path, text: str) -> None:
-    if os.environ.get("FINELAUNCH_UPDATE_GOLDEN"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-        pytest.fail(f"updated {path.name}; read the difference and run again without FINELAUNCH_UPDATE_GOLDEN")
-    assert path.exists(), f"no golden file {path.name}; see the head of this file"
-    assert text == path.read_text(encoding="utf-8"), "where the change is meant, see the head of this file"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -151,9 +112,9 @@ def test_the_golden_plans_are_of_every_recipe_profile_and_kind() -> None:
     cases = [words_of(command) for command in COMMANDS.values()]
     assert len(cases) == 28
     assert {recipe for recipe, _, _ in cases} == set(names("recipes"))
-    assert {on for _, _, on in cases} == set(names("launch")) == set(PROFILES)
+    assert {on for _, _, on in cases} == set(PROFILES)
     expected = {f"{name}.json" for name in COMMANDS} | {f"{name}.txt" for name in TEXTS}
-    assert {path.name for path in GOLDEN.iterdir()} == expected
+    assert {path.name for path in GOLDEN.iterdir() if path.is_file()} == expected
     plans = [json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8")) for name in COMMANDS]
     assert {"fp32", "tf32", "bf16", "fp16", "auto"} == {plan["precision"] for plan in plans}
     assert {"none", "optimizer", "all"} == {plan["engine"]["offload"] for plan in plans}
@@ -167,7 +128,7 @@ def as_shipped() -> list[tuple[str, str, int | None]]:
     """Return every shipped recipe on every shipped profile; those of ``visible`` GPUs with numbers of processes too."""
     cases: list[tuple[str, str, int | None]] = []
     for recipe in names("recipes"):
-        for on in names("launch"):
+        for on in PROFILES:
             is_visible = load_profile(on)[0].num_processes_per_node == "visible"
             cases += [(recipe, on, count) for count in ((None, 1, 2, 4) if is_visible else (None,))]
     return cases
@@ -178,7 +139,10 @@ def test_every_shipped_recipe_and_profile_is_tried() -> None:
     assert len(pairs) == 8 * 11
     assert len(as_shipped()) == 8 * (6 + 5 * 4)
     assert len(names("recipes")) == len(list(shipped("recipes").rglob("*.yaml"))) == 8
-    assert len(names("launch")) == len(list(shipped("launch").rglob("*.yaml"))) == 11
+    slurm = {name for name in names("launch") if load_profile(name)[0].target == "slurm"}
+    assert len(slurm) == 3
+    assert set(names("launch")) == slurm | set(PROFILES)
+    assert len(names("launch")) == len(list(shipped("launch").rglob("*.yaml"))) == 14
 
 
 @pytest.mark.parametrize(("recipe", "on", "processes"), as_shipped())

@@ -1,8 +1,6 @@
 """What Slurm 22.05.8 has really said of small jobs: four tasks on two nodes, one of which did what the name says."""
 
-import os
 import stat
-import sys
 from pathlib import Path
 
 SACCT = {
@@ -176,6 +174,3 @@ def commands(folder: Path, **scripts: str) -> Path:
 def says(text: str) -> str:
     """Return shell that prints ``text``."""
     return f"cat <<'END'\n{text}END"
-
-
-PATH_OF_THE_SYSTEM = os.pathsep.join(["/usr/bin", "/bin", str(Path(sys.executable).parent)])
