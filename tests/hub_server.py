@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 import urllib.parse
 from collections import Counter
 from collections.abc import Iterator
@@ -47,6 +48,9 @@ class Hub:
         """By file name: after how many bytes the line breaks, for each of the next requests."""
         self.wrong: dict[str, bytes] = {}
         """By file name: what is sent instead, of the same size."""
+        self.stalled: set[str] = set()
+        """Names of files of which a first part is sent, and then nothing."""
+        self.has_stalled = threading.Event()
         self.endpoint = ""
 
     def push(self, kind: str, name: str, folder: Path, branch: str = "main") -> str:
@@ -71,7 +75,7 @@ def hub() -> Iterator[Hub]:
     class Handler(_Handler):
         hub = content
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = _Server(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     content.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -82,6 +86,11 @@ def hub() -> Iterator[Hub]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *_: Any) -> None:
+        """Say nothing of clients that were killed."""
 
 
 class _Refused(Exception):
@@ -195,6 +204,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         self.end_headers()
         if not with_body:
+            return
+        if path in self.hub.stalled:
+            self.wfile.write(rest[:1000])
+            self.wfile.flush()
+            self.hub.has_stalled.set()
+            while path in self.hub.stalled:
+                time.sleep(0.05)
             return
         if breaks := self.hub.broken.get(path):
             self.wfile.write(rest[: breaks.pop(0)])

@@ -159,6 +159,9 @@ def test_the_wheel_runs_in_an_empty_folder(tmp_path):
     assert where.stdout.startswith(str(site))
     listed = finelaunch("recipes", "--json", cwd=empty, **environment)
     assert sorted(json.loads(listed.stdout)) == names("recipes")
+    on_slurm = finelaunch("plan", "imdb/smoke", "--on", "slurm_cpu_2x2", "--cluster", "local", cwd=empty, **environment)
+    assert "#SBATCH --partition=debug" in on_slurm.stdout, on_slurm.stderr
+    assert (site / "finelaunch" / "_data" / "slurm" / "train.sbatch").is_file()
     assert finelaunch("validate", "imdb/smoke", "--data", cwd=empty, **environment).returncode == 0
     trained = finelaunch("train", "imdb/smoke", "--on", "cpu", "--json", cwd=empty, **environment)
     assert trained.returncode == 0, trained.stderr

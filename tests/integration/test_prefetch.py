@@ -3,6 +3,8 @@
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,9 @@ from hub_commands import Site
 from hub_repositories import RECIPE, reviews, tiny_model
 from hub_server import TOKEN, Hub, hub
 from safetensors.torch import load_file
+
+from finelaunch.provision.resolve import Resolved, resolve_offline
+from finelaunch.recipe.load import load_recipe, read_overrides
 
 pytestmark = pytest.mark.integration
 
@@ -143,9 +148,7 @@ def test_a_file_that_is_gone_is_named_with_the_command_that_fetches_it(fetched: 
     assert "Traceback" not in said.err
 
 
-def test_what_was_not_fetched_is_said_and_a_second_prefetch_repairs_what_is_damaged(
-    served: Hub, fetched: Site, tmp_path: Path
-) -> None:
+def test_a_second_prefetch_repairs_what_is_damaged(served: Hub, fetched: Site, tmp_path: Path) -> None:
     site = copy_of(fetched, tmp_path)
     before = {**files_of(site.snapshots), **files_of(site.cache)}
     weights = next(site.snapshots.rglob("model.safetensors")).resolve()
@@ -216,3 +219,68 @@ def test_what_a_login_node_only_downloads_a_job_without_a_network_tokenises(serv
     assert Path(done.answer["prepared"]).is_dir()
     assert trained.code == 0, trained.err
     assert "data found in the cache" in trained.err
+
+
+def test_the_proof_finds_what_a_job_will_find_and_names_what_it_will_miss(
+    served: Hub, fetched: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = copy_of(fetched, tmp_path)
+    monkeypatch.chdir(site.folder)
+    environment = {
+        "HF_HOME": str(site.folder / "hf"),
+        "FINELAUNCH_CACHE": str(site.cache),
+        "HF_ENDPOINT": served.endpoint,
+    }
+
+    def resolved(*words: str) -> Resolved:
+        return resolve_offline(*load_recipe("reviews.yaml", read_overrides(words)["recipe"]), environment)
+
+    before = dict(served.requests)
+    found = resolved()
+    assert not found.problems
+    assert not found.notes
+    text = "\n".join(found.found)
+    assert "weights: 42 tensors in 1 files" in text
+    assert "data: tokenised, test 20, train 32, validation 8" in text
+    other = resolved("task.max_length=16")
+    assert not other.problems
+    assert other.notes[0].endswith("finelaunch prefetch reviews.yaml task.max_length=16 does")
+    (problem,) = resolved("model.name_or_path=tiny/pickled").problems
+    assert str(problem).startswith("reviews.yaml:6: model: tiny/pickled, tiny/reviews: nothing was fetched; first: ")
+    tokenizer = next(site.snapshots.rglob("tokenizer.json"))
+    tokenizer.unlink()
+    (problem,) = resolved().problems
+    assert str(problem).startswith(f"{tokenizer}: model: is missing")
+    assert dict(served.requests) == before
+
+
+def test_a_process_whose_network_is_closed_cannot_open_it_again(served: Hub) -> None:
+    script = """
+import http.client, socket, sys, urllib.request
+from urllib.parse import urlsplit
+early = socket.socket
+from finelaunch.provision.network import NetworkClosed, close_network
+close_network()
+place = urlsplit(sys.argv[1])
+attempts = [
+    lambda: early().connect((place.hostname, place.port)),
+    lambda: early().connect_ex((place.hostname, place.port)),
+    lambda: early(type=socket.SOCK_DGRAM).sendto(b"x", (place.hostname, place.port)),
+    lambda: socket.create_connection((place.hostname, place.port)),
+    lambda: socket.getaddrinfo("huggingface.co", 443),
+    lambda: http.client.HTTPConnection(place.hostname, place.port).request("GET", "/"),
+]
+for attempt in attempts:
+    try:
+        attempt()
+    except NetworkClosed:
+        continue
+    sys.exit("reached")
+one, other = socket.socketpair()
+one.send(b"ok")
+print(other.recv(2).decode())
+"""
+    before = dict(served.requests)
+    done = subprocess.run([sys.executable, "-c", script, served.endpoint], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr
+    assert dict(served.requests) == before

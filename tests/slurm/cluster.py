@@ -84,9 +84,10 @@ def running_settings() -> dict[str, str] | None:
     return dict(line.removeprefix("LSL_").split("=", 1) for line in lines)
 
 
-def ask(*words: Any, timeout: float = 30) -> str:
+def ask(*words: Any, **environment: str) -> str:
     """Return what a command of Slurm prints; it must end well."""
-    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=timeout, check=False)
+    given = {**os.environ, **environment}
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=30, check=False, env=given)
     assert done.returncode == 0, f"{' '.join(map(str, words))}: {done.stderr}"
     return done.stdout
 

@@ -1,18 +1,18 @@
 """The doctor on a real cluster: a first profile of it, its commands, and what its nodes find."""
 
 import json
-import shutil
+import os
+import shlex
 import subprocess
+import sys
 
 import pytest
 from slurm.cluster import ask, finelaunch, wait_for_state, wait_until, with_settings
 
 from finelaunch.launch.cluster import load_cluster
 
-pytestmark = [
-    pytest.mark.slurm,
-    pytest.mark.skipif(shutil.which("sinfo") is None, reason="there is no Slurm here"),
-]
+pytestmark = pytest.mark.slurm
+
 CLOSED = {"HF_ENDPOINT": "http://127.0.0.1:9"}
 """A hub that nobody reaches: what a node does not reach is looked for without leaving the machine."""
 RECIPE = ("imdb/smoke", "--on", "slurm_cpu_2x2", "--cluster", "local", "--json")
@@ -98,6 +98,29 @@ def test_setup_lines_that_print_do_no_harm(tmp_path):
     code, found = doctor(*RECIPE, setup, "--nodes", cwd=tmp_path)
     assert code == 0, not_ok(found)
     assert found["packages there"][0]["state"] == "ok"
+
+
+def test_a_folder_that_this_machine_alone_sees(tmp_path):
+    """A file system that is mounted for one process is on no node."""
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    words = [sys.executable, "-m", "finelaunch", "doctor", *RECIPE, "--nodes"]
+    line = f"mount -t tmpfs none {alone} && cd {alone} && {shlex.join(words)}"
+    done = subprocess.run(
+        ["unshare", "--mount", "--propagation=private", "sh", "-c", line],
+        env={**os.environ, **CLOSED},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    if not done.stdout:
+        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()[-200:]}")
+    assert done.returncode == 3, done.stdout
+    checks = json.loads(done.stdout)["checks"]
+    (lost,) = [one for one in checks if one["name"] == "shared folder" and one["state"] == "failed"]
+    assert lost["text"] == f"the run's {alone} is not seen from node1, node2"
+    assert [one["state"] for one in checks if one["name"] == "network"] == ["ok"], "they meet in another folder"
 
 
 @pytest.mark.slurm_full

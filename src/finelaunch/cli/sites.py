@@ -104,6 +104,7 @@ def prefetch(
     """Fetch model, tokenizer and data from the hub and tokenise, for jobs on nodes without internet."""
     from finelaunch.launch.check import check
     from finelaunch.launch.cluster import VARIABLE, load_cluster
+    from finelaunch.provision.locked import use_hub_home
     from finelaunch.recipe.load import read_overrides
     from finelaunch.run import log
 
@@ -112,7 +113,7 @@ def prefetch(
     name = cluster or os.environ.get(VARIABLE)
     site = load_cluster(name, given.get("cluster"))[0] if name else None
     if site is not None and site.hf_home:
-        os.environ["HF_HOME"] = site.hf_home  # before the hub's client is loaded
+        use_hub_home(site.hf_home)
     log.set_up()
     log.quiet_libraries()
     from finelaunch.provision.command import tokenise_command

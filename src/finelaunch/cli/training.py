@@ -146,7 +146,7 @@ def launch(
 ) -> None:
     """Train on the machine of a profile: starts its processes, watches them and answers for them."""
     if dry_run:
-        ignored = {"--fresh": fresh, "--port": port is not None, "--name": name, "--run-dir": run_dir}
+        ignored = {"--fresh": fresh, "--wait": wait, "--port": port is not None, "--name": name, "--run-dir": run_dir}
         if given_words := [word for word, given in ignored.items() if given]:
             what = f"{' and '.join(given_words)} have no effect with --dry-run, where run and port are symbols"
             raise BadInput(Problem("command line", "--dry-run", what, "", "leave them out"))

@@ -112,11 +112,11 @@ def by_hand(
     told = ("partition", "account", "qos", "time", "nodes", "ntasks-per-node", "cpus-per-task", "gres", "mem")
     told += ("gpus-per-node", "gpus-per-task")
     options = _options(cluster, profile, run_name, "", "", None, signal_delay(cluster))
-    if profile.device == "cpu":
-        options["gres"] = "none"  # takes back what the script asks for
+    options.setdefault("gres", "none")  # takes back what the script asks for
     named = [f"--{name}={options[name]}" for name in told if options.get(name) is not None]
     set_before = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
-    return f"{set_before} {shlex.join(['sbatch', *named, 'slurm/train.sbatch', *words])}"
+    others = [word for word in words if not word.startswith("cluster.")]
+    return f"{set_before} {shlex.join(['sbatch', *named, 'slurm/train.sbatch', *others])}"
 
 
 def signal_delay(cluster: Cluster, save_seconds: float | None = None) -> int:
@@ -136,8 +136,15 @@ def check_time_limit(cluster: Cluster, document: Document, save_seconds: float |
     """Refuse a time limit in which a job would start, be told to stop, and have done nothing, for ever.
 
     Raises:
-        BadInput: It is too short; with the arithmetic and the shortest that will do.
+        BadInput: It is too short; with the arithmetic and the shortest that will do. Or the cluster's own delay is
+            shorter than a save.
     """
+    own = cluster.signal_delay_seconds
+    if own is not None and save_seconds is not None and own < save_seconds:
+        what = f"{own} s between signal and time limit, and a save of this run has taken {save_seconds:.0f} s"
+        remedy = f"leave it out, or raise it to {signal_delay(Cluster(), save_seconds)}"
+        origin = document.origin(("signal_delay_seconds",))
+        raise BadInput(Problem(origin, "cluster.signal_delay_seconds", what, "", remedy))
     delay, saves = signal_delay(cluster, save_seconds), math.ceil(NUM_SAVES * (save_seconds or 0))
     needed = delay + EARLY_SECONDS + cluster.startup_seconds + saves
     if 60 * math.ceil(cluster.time_limit_seconds / 60) >= needed:  # Slurm counts begun minutes whole

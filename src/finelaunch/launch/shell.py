@@ -19,7 +19,7 @@ _OPTION = re.compile(r"--([a-z][a-z0-9-]*)(=.*)?")
 _SPECIAL = re.compile(r"[\s\"'\\#]")
 
 _SECRET_VALUE = re.compile(r"\bhf_[A-Za-z0-9]{20,}|://[^/\s:@]*:[^/\s@]+@")
-_ASSIGNMENT = re.compile(r"\b([A-Za-z_][A-Za-z0-9_]*)=(?![\"']?(?:[$`\s\"']|$))")
+_ASSIGNMENT = re.compile(r"\b([A-Za-z_][A-Za-z0-9_]*)=(?![\"']?[$`]|\s|$|\"\"|'')")
 _READABLE = "scripts and Slurm's records can be read by others"
 _LOGIN = "leave it out: hf auth login writes the token to a file of yours on the shared home, which jobs read"
 

@@ -87,7 +87,8 @@ def _cancel_jobs(run: RunDirectory, ids: Sequence[str], seen: Seen, wait_seconds
         ends = [one for one in ids if seen.jobs[one].is_active]
         now = time.monotonic()
         if back and now >= repeat_at:
-            print(f"job {', '.join(back)} came back, as a requeue does; cancelled again", flush=True)
+            states = ", ".join(f"{one} is {seen.jobs[one].state}" for one in back)
+            print(f"job {states}, as after a requeue in the same moment; cancelled again", flush=True)
             _scancel(back, seen)
             repeat_at = now + _REPEAT_SECONDS
         if back or ends or seen.is_controller_silent:

@@ -2,12 +2,13 @@
 
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 from finelaunch.launch.estimate import byte_text
 from finelaunch.launch.profile import Profile
-from finelaunch.provision.verdicts import Check, failed, ok, unknown, warning
+from finelaunch.provision.verdicts import Check, State, failed, ok, unknown, warning
 from finelaunch.provision.volumes import Room
 
 BF16_CAPABILITY = 8.0
@@ -26,7 +27,13 @@ CAPABILITIES = {
 CLOCK_WARNING_SECONDS = 5.0
 CLOCK_FAILED_SECONDS = 30.0
 """Half of the silence after which a run's lock counts as nobody's."""
-SMALL_CACHE_BYTES = 1 << 30
+CACHE_BYTES = 1 << 30
+UNWRITABLE: dict[str, tuple[State, str]] = {
+    "run directory": ("failed", "choose another --run-dir"),
+    "cache": ("failed", "set FINELAUNCH_CACHE to a folder of yours"),
+    "hub cache": ("warning", "nothing can be fetched into it, as it may be meant; HF_HOME names another"),
+}
+"""What follows where a folder cannot be written: a cache of the hub that others fill may be read alone."""
 FILES_OF_A_CHECKPOINT = 20
 FILES_OF_A_RANK = 4
 FILES_OF_A_RUN = 100
@@ -136,35 +143,52 @@ def check_gpus(
     return found
 
 
-def check_room(
-    folder: Path, rooms: Sequence[Room], needed_bytes: int | None, needed_files: int, purpose: str
-) -> list[Check]:
-    """Say whether a folder holds what is to be written.
+@dataclass(frozen=True)
+class Need:
+    """What is to be written into a folder.
 
     Args:
         folder: Where.
-        rooms: All limits that are known, at least that of the file system.
-        needed_bytes: What will be written; None: nobody knows yet.
-        needed_files: How many files, at most.
-        purpose: What needs the room, with its arithmetic.
+        num_bytes: How much; None: nobody knows yet.
+        num_files: How many files, at most.
+        purpose: What it is, with its arithmetic.
     """
-    name = "room"
+
+    folder: Path
+    num_bytes: int | None
+    num_files: int
+    purpose: str
+
+
+def check_room(rooms: Sequence[Room], needs: Sequence[Need]) -> list[Check]:
+    """Say whether a file system holds what is to be written.
+
+    Args:
+        rooms: All limits that are known, at least that of the file system.
+        needs: What will be written there, at least one.
+    """
+    name, folder = "room", needs[0].folder
+    known = [need.num_bytes for need in needs if need.num_bytes is not None]
+    is_known, least, files = len(known) == len(needs), sum(known), sum(need.num_files for need in needs)
+    purpose = " + ".join(need.purpose for need in needs if need.num_bytes is not None)
+    remedy = "make room, or choose another disk by --run-dir, FINELAUNCH_CACHE or HF_HOME"
     found = []
     for room in rooms:
-        if room.bytes_left is not None and needed_bytes is not None and room.bytes_left < needed_bytes:
+        if room.bytes_left is not None and room.bytes_left < least:
             text = f"{folder}: {byte_text(room.bytes_left)} are left of {room.what}, needed are {purpose}"
-            found.append(failed(name, text, "make room, or choose another disk by --run-dir or FINELAUNCH_CACHE"))
-        if room.files_left is not None and room.files_left < needed_files:
-            text = f"{folder}: {room.files_left:,} files are left of {room.what}, and {needed_files:,} may be written"
-            found.append(failed(name, text, "remove files, or choose another disk by --run-dir or FINELAUNCH_CACHE"))
+            found.append(failed(name, text, remedy))
+        if room.files_left is not None and room.files_left < files:
+            text = f"{folder}: {room.files_left:,} files are left of {room.what}, and {files:,} may be written"
+            found.append(failed(name, text, remedy))
     if found:
         return found
     left = "; ".join(
         f"{room.what} has {byte_text(room.bytes_left)} left" for room in rooms if room.bytes_left is not None
     )
-    if needed_bytes is None:
-        return [unknown(name, f"{folder}: {left}; {purpose}")]
-    return [ok(name, f"{folder}: {left}, needed are {purpose}")]
+    if is_known:
+        return [ok(name, f"{folder}: {left}, needed are {purpose}")]
+    unsaid = "; ".join(need.purpose for need in needs if need.num_bytes is None)
+    return [unknown(name, f"{folder}: {left}; {unsaid}")]
 
 
 def check_clock(ahead: float | None, folder: Path) -> Check:
@@ -179,10 +203,11 @@ def check_clock(ahead: float | None, folder: Path) -> Check:
 
 
 def check_writable(name: str, folder: Path, ahead: float | None) -> Check:
-    """Say whether ``folder`` can be written; ``ahead`` is None where a file could not be made."""
-    if ahead is None:
-        return failed(name, f"{folder} cannot be written", "set FINELAUNCH_CACHE to a folder of yours")
-    return ok(name, f"{folder} can be written")
+    """Say whether one of :data:`UNWRITABLE` can be written; ``ahead`` is None where a file could not be made."""
+    if ahead is not None:
+        return ok(name, f"{folder} can be written")
+    state, remedy = UNWRITABLE[name]
+    return Check(name, state, f"{folder} cannot be written", remedy)
 
 
 def this_python() -> str:

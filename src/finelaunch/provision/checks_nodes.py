@@ -31,7 +31,7 @@ def check_reports(
         answer: What they did.
         cluster: The cluster profile.
         profile: The launch profile.
-        here: ``python``, ``packages`` and ``torch_cuda`` of the machine that submits.
+        here: ``python`` and ``packages`` of the machine that submits.
         method: As for :func:`finelaunch.provision.checks_machine.check_gpus`.
     """
     name = "nodes"
@@ -46,7 +46,7 @@ def check_reports(
         found.append(look(answer.reports, here))
     found += [_addresses(answer.reports, cluster, profile), *_reached(answer.reports), _clocks(answer.reports)]
     found += [_scontrol(answer.reports, cluster), *_scratch(answer.reports, cluster)]
-    found += _gpus(answer.reports, cluster, profile, here, method)
+    found += _gpus(answer.reports, profile, method)
     return [*found, *_internet(answer.reports, cluster), *_limits(answer.reports)]
 
 
@@ -79,31 +79,48 @@ _KEYS = {
 
 
 def _python(reports: Iterable[Report], here: Mapping[str, Any]) -> Check:
-    others = {one["node"]: one["python"] for one in reports if one["python"] != here["python"]}
+    name, mine = "python there", here["python"]
+    others = {one["node"]: one["python"] for one in reports if one["python"] != mine}
     if not others:
-        return ok("python there", f"{here['python']}, as here")
-    return failed(
-        "python there",
-        f"{_by_node(others)}, and here it is {here['python']}",
-        "set cluster.python, or cluster.setup, to the environment of this machine",
-    )
+        return ok(name, f"{mine}, as here")
+    text = f"{_by_node(others)}, and here it is {mine}"
+    if all(_minor(version) == _minor(mine) for version in others.values()):
+        return ok(name, text)
+    return failed(name, text, _ENVIRONMENT)
 
 
 def _packages(reports: Sequence[Report], here: Mapping[str, Any]) -> Check:
-    wrong = []
-    for name, version in here["packages"].items():
-        others = {one["node"]: one["packages"].get(name) or "missing" for one in reports}
-        others = {node: there for node, there in others.items() if there != (version or "missing")}
-        if others:
-            wrong.append(f"{name} {version or 'missing'} here, and {_by_node(others)}")
-    lost = [one["node"] for one in reports if not one["is_importable"]]
-    if lost and not wrong:
-        text = f"finelaunch is installed, and its files are not seen from {', '.join(lost)}"
-        return failed("packages there", text, "install it into the environment that the nodes use (not with -e)")
-    if not wrong:
-        return ok("packages there", f"{len(here['packages'])} in the same versions as here")
-    remedy = "set cluster.python, or cluster.setup, to the environment of this machine"
-    return failed("packages there", "; ".join(wrong), remedy)
+    """Say which packages nodes lack, or have in another version; of which build (``+cu128``) makes no difference."""
+    name = "packages there"
+    wanted = {package: version for package, version in here["packages"].items() if version}
+    lost: dict[str, list[str]] = {}
+    others: list[str] = []
+    for package, version in wanted.items():
+        there = {one["node"]: one["packages"].get(package) for one in reports}
+        for node in (node for node, found in there.items() if not found):
+            lost.setdefault(node, []).append(package)
+        differing = {node: found for node, found in there.items() if found and _public(found) != _public(version)}
+        others += [f"{package} {version} here, and {_by_node(differing)}"] if differing else []
+    if lost:
+        texts = {node: "all" if len(names) == len(wanted) else ", ".join(names) for node, names in lost.items()}
+        return failed(name, f"missing are {_by_node(texts)}", _ENVIRONMENT)
+    if hidden := [one["node"] for one in reports if not one["is_importable"]]:
+        text = f"finelaunch is installed, and its files are not seen from {', '.join(hidden)}"
+        return failed(name, text, "install it into the environment that the nodes use (not with -e)")
+    if others:
+        return warning(name, "; ".join(others), _ENVIRONMENT)
+    return ok(name, f"{len(wanted)} in the same versions as here")
+
+
+_ENVIRONMENT = "set cluster.python, or cluster.setup, to the environment of this machine"
+
+
+def _minor(version: str) -> list[str]:
+    return version.split(".")[:2]
+
+
+def _public(version: str) -> str:
+    return version.partition("+")[0]
 
 
 def _addresses(reports: Iterable[Report], cluster: Cluster, profile: Profile) -> Check:
@@ -174,20 +191,18 @@ def _scratch(reports: Iterable[Report], cluster: Cluster) -> list[Check]:
     return [ok(name, text)]
 
 
-def _gpus(
-    reports: Iterable[Report], cluster: Cluster, profile: Profile, here: Mapping[str, Any], method: str | None
-) -> list[Check]:
+def _gpus(reports: Iterable[Report], profile: Profile, method: str | None) -> list[Check]:
     if profile.device == "cpu":
         return []
     found = []
     for one in reports:
-        found.append(check_driver(profile, here["torch_cuda"], one["driver_cuda"], f"on {one['node']}"))
+        found.append(check_driver(profile, one["torch_cuda"], one["driver_cuda"], f"on {one['node']}"))
         if not one["gpus"]:
             text = f"nvidia-smi shows none on {one['node']}"
             found.append(failed("gpu", text, "check cluster.gpus and cluster.gpu_type, or ask the site"))
             continue
         kinds = {f"{gpu['name']} of {one['node']}": _number(gpu["capability"]) for gpu in one["gpus"]}
-        found += check_gpus(profile, method, kinds, here["torch_cuda"])
+        found += check_gpus(profile, method, kinds, one["torch_cuda"])
         wanted = profile.num_processes_per_node
         uuids = {gpu["uuid"] for gpu in one["gpus"]}
         if isinstance(wanted, int) and len(uuids) < wanted:

@@ -37,11 +37,11 @@ def check_commands(answers: Mapping[str, Answer]) -> list[Check]:
         answer = answers[name]
         if not answer.ok:
             remedy = "run this on a login node of the cluster" if answer.is_missing else "ask the site, or try again"
-            found.append(failed("slurm", f"{name}: {answer.why}", remedy))
+            found.append(failed("slurm", _said(name, answer), remedy))
     if not found:
         found.append(ok("slurm", f"{', '.join(needed)} are there and answer"))
     if (sacct := answers.get("sacct")) is not None:
-        text = f"sacct: {sacct.why}; status will use squeue and the run's files"
+        text = f"{_said('sacct', sacct)}; status will use squeue and the run's files"
         found.append(ok("sacct", "answers") if sacct.ok else warning("sacct", text))
     return found
 
@@ -251,8 +251,7 @@ def check_script(answer: Answer | None) -> Check:
         return unknown(name, "the number of processes is not known", "set launch.num_processes_per_node to a number")
     if answer.ok:
         return ok(name, "sbatch --test-only takes it")
-    text = f"sbatch --test-only: {answer.why.removeprefix('sbatch: error: ')}"
-    return failed(name, text, "change the cluster profile as it says")
+    return failed(name, _said("sbatch --test-only", answer), "change the cluster profile as it says")
 
 
 def check_shared(cluster: Cluster, run: Path) -> list[Check]:
@@ -291,6 +290,12 @@ def memory_mib(text: str) -> float | None:
     """Return ``64G`` and the like in MiB, as Slurm reads --mem; None where it is no such text."""
     found = _MEMORY.fullmatch(text.strip().upper().removesuffix("B"))
     return int(found.group(1)) * _MIB[found.group(2)] if found else None
+
+
+def _said(command: str, answer: Answer) -> str:
+    """Return what a command complained of, its name once."""
+    why = answer.why.removeprefix(f"{command.split()[0]}: error: ").removeprefix(f"{command} ")
+    return f"{command}: {why}"
 
 
 def _num_gpus(group: NodeGroup, kind: str | None) -> int:

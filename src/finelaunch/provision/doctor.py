@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -23,6 +24,7 @@ from finelaunch.launch.sbatch import render
 from finelaunch.models.load import local_folder
 from finelaunch.models.size import ModelSize, model_size
 from finelaunch.provision import checks_machine, checks_nodes, checks_slurm, probe
+from finelaunch.provision.checks_machine import Need
 from finelaunch.provision.footprint import estimated_checkpoint_bytes, num_checkpoints
 from finelaunch.provision.locked import hub_names
 from finelaunch.provision.nodes import ask_nodes
@@ -34,6 +36,8 @@ from finelaunch.provision.volumes import existing, read_mounts, rooms
 from finelaunch.recipe.schema import Recipe
 from finelaunch.slurm.commands import ask
 
+FOLDER_SECONDS = 10.0
+"""How long a file system may take to answer."""
 NUM_NAMES = 4
 """So many names of nodes are looked up on this machine."""
 
@@ -54,7 +58,7 @@ def examine_nodes(patient: Patient, cluster: Cluster, wait_seconds: float) -> li
     folders = {"the run's": patient.run.path.absolute().parent, "the hub's": patient.hub_cache}
     folders["the cache"] = cache_root()
     answer = ask_nodes(cluster, patient.profile, folders, list(packages), _hub(), wait_seconds)
-    here = {"python": checks_machine.this_python(), "packages": packages, "torch_cuda": probe.torch_cuda()}
+    here = {"python": checks_machine.this_python(), "packages": packages}
     return checks_nodes.check_reports(answer, cluster, patient.profile, here, patient.method)
 
 
@@ -111,59 +115,61 @@ def _devices(patient: Patient) -> Iterator[Check]:
 
 def _storage(patient: Patient) -> Iterator[Check]:
     """Yield room, quotas, caches and clocks; what lies on one file system is added up."""
+    written = _written(patient)
+    devices = {name: _device(folder) for name, folder in written.items()}
+    for name in (name for name, device in devices.items() if device is None):
+        yield failed(name, f"the file system of {written.pop(name)} does not answer", "choose another, or ask the site")
+    together: dict[int, list[Need]] = {}
+    for name, need in _needs(patient).items():
+        if (device := devices[name]) is not None:
+            together.setdefault(device, []).append(need)
     mounts = read_mounts()
-    needs = _needs(patient)
-    together: dict[int, list[tuple[Path, int | None, int, str]]] = {}
-    for need in needs:
-        try:
-            together.setdefault(existing(need[0]).stat().st_dev, []).append(need)
-        except OSError as error:
-            yield failed("room", f"{need[0]}: {error.strerror}")
-    for group in together.values():
-        folder = group[0][0]
-        known = [size for _, size, _, _ in group]
-        total = None if None in known else sum(size for size in known if size is not None)
-        purpose = " + ".join(text for _, size, _, text in group if (size is None) == (total is None))
-        try:
-            left = rooms(folder, mounts)
-        except OSError as error:
-            yield failed("room", f"{folder}: {error.strerror}")
-            continue
-        yield from checks_machine.check_room(folder, left, total, sum(files for _, _, files, _ in group), purpose)
-    ahead = {name: probe.clock(existing(folder)) for name, folder in _written(patient).items()}
-    for name, folder in _written(patient).items():
+    for needs in together.values():
+        left = rooms(needs[0].folder, mounts)
+        yield from checks_machine.check_room(left, needs)
+    ahead = {name: probe.clock(existing(folder)) for name, folder in written.items()}
+    for name, folder in written.items():
         yield checks_machine.check_writable(name, folder, ahead[name])
-    yield checks_machine.check_clock(ahead["run directory"], existing(patient.run.path))
+    if "run directory" in written:
+        yield checks_machine.check_clock(ahead["run directory"], existing(patient.run.path))
+
+
+def _device(folder: Path) -> int | None:
+    """Return the file system of a folder; None where it does not answer, as that of a server that is away."""
+    return probe.within(FOLDER_SECONDS, lambda: existing(folder).stat().st_dev)
 
 
 def _written(patient: Patient) -> dict[str, Path]:
     return {"run directory": patient.run.path, "cache": cache_root(), "hub cache": patient.hub_cache}
 
 
-def _needs(patient: Patient) -> list[tuple[Path, int | None, int, str]]:
-    """Return folder, bytes (None: unknown), files and purpose of what a run writes."""
-    cache = (cache_root(), checks_machine.SMALL_CACHE_BYTES, checks_machine.FILES_OF_A_RUN, "1.0 GiB for the cache")
-    files = checks_machine.FILES_OF_A_RUN
-    recipe = patient.recipe
+def _needs(patient: Patient) -> dict[str, Need]:
+    """Return what a run writes, by the names of :func:`_written`."""
+    files, recipe = checks_machine.FILES_OF_A_RUN, patient.recipe
+    needs = {"cache": Need(cache_root(), checks_machine.CACHE_BYTES, files, "1.0 GiB for the cache")}
     if recipe is None:
-        return [cache]
-    size = _size(recipe)
-    count = num_checkpoints(recipe, patient.steps)
+        return needs
+    size, count = _size(recipe), num_checkpoints(recipe, patient.steps)
     ranks = patient.profile.num_processes or 1
-    files += (count or 0) * (checks_machine.FILES_OF_A_CHECKPOINT + ranks * checks_machine.FILES_OF_A_RANK)
-    if isinstance(size, str):
-        return [(patient.run.path, None, files, f"what a checkpoint takes is unknown: {size}"), cache]
-    each = estimated_checkpoint_bytes(size, recipe, patient.profile, patient.profile_document)
+    more = (count or 0) * (checks_machine.FILES_OF_A_CHECKPOINT + ranks * checks_machine.FILES_OF_A_RANK)
+    run = Need(patient.run.path, None, files + more, "")
+    each = _checkpoint_bytes(patient)
+    if isinstance(size, str) or each is None:
+        return {"run directory": replace(run, purpose=f"what a checkpoint takes is unknown: {size}"), **needs}
     weights = 4 * size.num_parameters
-    if count is None:
-        run = (patient.run.path, None, files, f"checkpoints of {byte_text(each)}, all of which are kept")
-    else:
+    text = f"{byte_text(each)} for each checkpoint, all of which are kept"
+    if count is not None:
         text = f"{count} checkpoints of {byte_text(each)} + the model of {byte_text(weights)}"
-        run = (patient.run.path, count * each + weights, files, text)
-    if recipe.model.name_or_path is None or local_folder(recipe.model) is not None:
-        return [run, cache]
-    model = (patient.hub_cache, weights, files, f"{byte_text(weights)} for the hub's model")
-    return [run, cache, model]
+        run = replace(run, num_bytes=count * each + weights)
+    needs = {"run directory": replace(run, purpose=text), **needs}
+    name = recipe.model.name_or_path
+    if name is None or local_folder(recipe.model) is not None or _is_fetched(patient.hub_cache, name):
+        return needs
+    return {**needs, "hub cache": Need(patient.hub_cache, weights, files, f"{byte_text(weights)} for the hub's model")}
+
+
+def _is_fetched(hub_cache: Path, name: str) -> bool:
+    return os.path.isdir(hub_cache / f"models--{name.replace('/', '--')}" / "snapshots")
 
 
 def _offline(patient: Patient) -> Iterator[Check]:

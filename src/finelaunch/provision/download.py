@@ -95,10 +95,17 @@ def fetch_rows(name: HubName, split: SplitSection, split_name: str, commit: str,
     """
     with _answers(name, origin):
         entries = _entries(name, commit)
+        _require_access(name, commit, entries)
         wanted = [path for path in _row_files(name, split, commit) if path in entries]
         snapshot = _fetch(name, commit, {path: entries[path] for path in wanted})
         kept = locked_file("cache", keep_rows(split, split_name).relative_to(cache_root()))
         return _locked(name, commit, [kept], [snapshot / path for path in wanted])
+
+
+def remove_fetched(path: Path) -> None:
+    """Remove a file of a snapshot, and what it links to, so that it is fetched again."""
+    path.resolve().unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
 
 
 def _locked(name: HubName, commit: str, read: Collection[LockedFile], made_from: Collection[Path]) -> LockedSource:
@@ -122,6 +129,15 @@ def _entries(name: HubName, commit: str) -> dict[str, Entry]:
     }
 
 
+def _require_access(name: HubName, commit: str, entries: Mapping[str, Entry]) -> None:
+    """Ask for a file before ``datasets`` does, which does not pass on why the hub refuses it."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    if entries:
+        largest = max(entries, key=lambda path: entries[path].size)  # the card may be for everybody
+        get_hf_file_metadata(hf_hub_url(name.repository, largest, repo_type=name.kind, revision=commit))
+
+
 def _row_files(name: HubName, split: SplitSection, commit: str) -> list[str]:
     """Return the files of the subset of a data set, in all splits: the library reads no split alone."""
     from datasets import load_dataset_builder
@@ -142,7 +158,7 @@ def _fetch(name: HubName, commit: str, wanted: Mapping[str, Entry], further_byte
     _remove_abandoned(repository / "blobs")
     for path, entry in wanted.items():
         if (snapshot / path).exists() and not _is_intact(snapshot / path, entry):
-            _remove(snapshot / path)
+            remove_fetched(snapshot / path)
     missing = {path: entry for path, entry in wanted.items() if not (snapshot / path).exists()}
     if missing:
         num_bytes = sum(entry.size for entry in missing.values())
@@ -152,7 +168,7 @@ def _fetch(name: HubName, commit: str, wanted: Mapping[str, Entry], further_byte
     snapshot_download(name.repository, repo_type=name.kind, revision=commit, allow_patterns=patterns)
     for path, entry in missing.items():
         if not _is_intact(snapshot / path, entry):
-            _remove(snapshot / path)
+            remove_fetched(snapshot / path)
             what = f"{path} of {name.repository} arrived with another content than the hub has"
             raise RequirementMissing(f"{name.key}: {what}; the same command fetches it again")
     return snapshot
@@ -167,12 +183,6 @@ def _is_intact(path: Path, entry: Entry) -> bool:
         while part := file.read(1 << 20):
             digest.update(part)
     return digest.hexdigest() == (entry.sha256 or entry.blob)
-
-
-def _remove(path: Path) -> None:
-    """Remove a file of a snapshot, and what it links to, so that it is fetched again."""
-    path.resolve().unlink(missing_ok=True)
-    path.unlink(missing_ok=True)
 
 
 def _remove_abandoned(blobs: Path) -> None:

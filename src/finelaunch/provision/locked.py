@@ -140,9 +140,25 @@ class Lock:
 
 def hub_cache() -> Path:
     """Return the hub's cache as its client finds it, without loading that."""
-    home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
-    given = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or os.path.join(home, "hub")
-    return Path(os.path.expandvars(os.path.expanduser(given)))
+    given = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    return _expanded(given) if given else _hub_home() / "hub"
+
+
+def use_hub_home(home: str) -> None:
+    """Let the hub's client, which is not loaded yet, keep its files below ``home``; a login stays where it is."""
+    token = _hub_home() / "token"
+    if token.exists():
+        os.environ.setdefault("HF_TOKEN_PATH", str(token))
+    os.environ["HF_HOME"] = home
+
+
+def _hub_home() -> Path:
+    above = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return _expanded(os.environ.get("HF_HOME") or os.path.join(above, "huggingface"))
+
+
+def _expanded(path: str) -> Path:
+    return Path(os.path.expandvars(os.path.expanduser(path)))
 
 
 def hub_names(recipe: Recipe) -> list[HubName]:
@@ -288,7 +304,7 @@ def refuse_unfetched(recipe: Recipe, document: Document, cluster: Cluster, clust
         what = ", ".join(dict.fromkeys(f"{name.key} {name.repository}" for name in names))
         text = f"compute nodes of this cluster have no internet (cluster.offline), and {what} was not fetched"
         raise RequirementMissing(f"{text}; first, on a machine with a network: {command}")
-    seen = Path(os.path.expandvars(os.path.expanduser(cluster.hf_home)), "hub") if cluster.hf_home else hub_cache()
+    seen = _expanded(cluster.hf_home) / "hub" if cluster.hf_home else hub_cache()
     if Path(lock.hub_cache).resolve() != seen.resolve():
         where = f"files of the hub were fetched to {lock.hub_cache}, and the job looks into {seen}"
         raise RequirementMissing(f"{where} (cluster.hf_home, HF_HOME); fetch them there: {command}")

@@ -27,11 +27,12 @@ from finelaunch.slurm.commands import ask
 
 WAIT_SECONDS = 120.0
 """How long a job may wait for nodes, by default."""
-RUN_SECONDS = 120.0
-"""How long it may run: three waits for files of others, and a few look-ups."""
+RUN_SECONDS = 240.0
+"""How long it may run: waits for files of others, and a few look-ups."""
 _TIME_LIMIT = "00:05:00"
 _MEMORY = "1G"
 _JOB_ID = re.compile(r"job (\d+)")
+_TASK_ENDED = re.compile(r"tasks? [\d,-]+: ")
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,8 @@ def ask_nodes(
             "wants_gpus": profile.device == "cuda",
         }
         reports, why, has_waited = _run(srun_command(cluster, profile, wishes), cluster, wait_seconds)
-        seen = {what: _unseen(place, token, [report["node"] for report in reports]) for what, place in places.items()}
-    return Nodes(reports, why, has_waited, {what: nodes for what, nodes in seen.items() if nodes}, token, asked)
+        unseen = {what: _unseen(place, what, token, reports) for what, place in places.items()}
+    return Nodes(reports, why, has_waited, {what: nodes for what, nodes in unseen.items() if nodes}, token, asked)
 
 
 def srun_command(cluster: Cluster, profile: Profile, wishes: Mapping[str, Any]) -> list[str]:
@@ -190,8 +191,12 @@ def _why(
         return f"still waiting for {num_nodes} nodes after {wait_seconds:.0f} s"
     if len(reports) == num_nodes:
         return ""
-    errors = [line.strip() for line in complaints if "error" in line.lower()] or [line.strip() for line in complaints]
-    said = errors[0].removeprefix("srun: error: ") if errors else f"srun ended with exit code {process.returncode}"
+    lines = [line.strip() for line in complaints if line.strip()]
+    errors = [line for line in lines if "error" in line.lower()]
+    # What kept a task from starting says more than srun's line that it has ended.
+    causes = [line for line in errors if not _TASK_ENDED.search(line)]
+    causes = causes or [line for line in lines if not line.startswith("srun:")] or lines
+    said = causes[0].split("error: ", 1)[-1] if causes else f"srun ended with exit code {process.returncode}"
     return f"{len(reports)} of {num_nodes} nodes answered: {said:.300}"
 
 
@@ -229,19 +234,8 @@ def _meeting_places(folders: Mapping[str, Path], token: str) -> Any:
             shutil.rmtree(place, ignore_errors=True)
 
 
-def _unseen(place: Path, token: str, nodes: Sequence[str]) -> list[str]:
-    """Return the nodes whose file does not show up here; a network file system takes some seconds."""
+def _unseen(place: Path, what: str, token: str, reports: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the nodes that have written into ``place``, and whose file does not show up here."""
+    written = [one["node"] for one in reports if one["folders"][what] == {"token": token, "error": None}]
     until = time.monotonic() + probe.PATIENCE_SECONDS
-    while True:
-        missing = [node for node in nodes if not _holds(place / f"seen-{node}", token)]
-        # A node that did not see the folder has written nothing there; waiting for its file changes nothing.
-        if not missing or time.monotonic() > until:
-            return missing
-        time.sleep(0.5)
-
-
-def _holds(path: Path, token: str) -> bool:
-    try:
-        return path.read_text(encoding="ascii") == token
-    except (OSError, UnicodeDecodeError):
-        return False
+    return [node for node in written if probe.soon(place / f"seen-{node}", until - time.monotonic()) != token]

@@ -17,7 +17,7 @@ from finelaunch.evaluation.metrics import require_metrics
 from finelaunch.models.load import local_folder
 from finelaunch.preparation import given_splits, prepare, prepared_folder
 from finelaunch.provision.command import prefetch_command
-from finelaunch.provision.download import fetch_model, fetch_rows, resolve_commit
+from finelaunch.provision.download import fetch_model, fetch_rows, remove_fetched, resolve_commit
 from finelaunch.provision.locked import (
     HubName,
     Lock,
@@ -129,7 +129,7 @@ def _remove_damaged(recipe: Recipe) -> None:
     for key, file in lock.files() if lock else ():
         if file.place().exists() and locked_file(file.root, file.path) != file:
             warn(f"{key}: {file.place()} has changed since it was fetched; it is fetched again")
-            shutil.rmtree(file.place().parent) if file.root == "cache" else file.place().unlink()
+            shutil.rmtree(file.place().parent) if file.root == "cache" else remove_fetched(file.place())
 
 
 def _origin(document: Document, name: HubName) -> str:

@@ -4,6 +4,8 @@ It reads as few files and starts as few programs as it can, gives every one of t
 lines behind :data:`MARK`. The same functions describe the machine that doctor runs on.
 """
 
+from __future__ import annotations  # an older Python of a node is to say its version, not to stumble over a type
+
 import contextlib
 import ctypes
 import json
@@ -24,8 +26,10 @@ from typing import Any
 MARK = "FINELAUNCH-NODE "
 PART_CHARACTERS = 700
 BEGUN = "FINELAUNCH-BEGUN"
-PATIENCE_SECONDS = 15.0
-"""How long to wait for what another node writes; network file systems show it after some seconds."""
+PATIENCE_SECONDS = 40.0
+"""How long to wait for what another machine writes: NFS may remember for 30 s that a file is not there."""
+TOKEN_SECONDS = 5.0
+"""How long to wait for what was there before: nobody has asked for it yet, so nobody remembers otherwise."""
 _QUERY = "--query-gpu=name,uuid,driver_version,compute_cap,memory.total"
 
 
@@ -40,7 +44,8 @@ def describe(wishes: Mapping[str, Any]) -> dict[str, Any]:
     name = os.environ.get("SLURMD_NODENAME", socket.gethostname())
     # What waits for the other nodes comes first, while all of them are there.
     folders = {key: meet(Path(folder), name) for key, folder in wishes["folders"].items()}
-    met = next((Path(wishes["folders"][key]) for key, seen in folders.items() if seen["token"] is not None), None)
+    shared = [key for key, seen in folders.items() if seen["token"] is not None and seen["error"] is None]
+    met = Path(wishes["folders"][shared[0]]) if shared else None
     return {
         "node": name,
         "folders": folders,
@@ -55,6 +60,7 @@ def describe(wishes: Mapping[str, Any]) -> dict[str, Any]:
         "scontrol": scontrol(),
         "scratch": scratch(wishes.get("scratch")),
         "gpus": nvidia_smi() if wishes.get("wants_gpus") else None,
+        "torch_cuda": torch_cuda(),
         "driver_cuda": driver_cuda() if wishes.get("wants_gpus") else None,
         "internet": is_reached(*wishes["hub"]) if wishes.get("hub") else None,
         "memlock": resource.getrlimit(resource.RLIMIT_MEMLOCK)[0],
@@ -66,11 +72,11 @@ def describe(wishes: Mapping[str, Any]) -> dict[str, Any]:
 
 def meet(folder: Path, name: str) -> dict[str, Any]:
     """Read the token of the login node in ``folder``, write it back under this node's name."""
-    token = _soon((folder / "login").read_text)
+    token = soon(folder / "login", TOKEN_SECONDS)
     error = None
     if token is not None:
         try:
-            (folder / f"seen-{name}").write_text(token)
+            _publish(folder / f"seen-{name}", token)
         except OSError as fault:
             error = fault.strerror
     return {"token": token, "error": error}
@@ -83,6 +89,7 @@ def reach(folder: Path, name: str, nodes: Sequence[str]) -> dict[str, str | None
         By node, what went wrong; None where nothing did.
     """
     found: dict[str, str | None] = {}
+    until = time.monotonic() + PATIENCE_SECONDS
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as server:
         server.bind(("", 0))
         server.listen(len(nodes))
@@ -90,7 +97,7 @@ def reach(folder: Path, name: str, nodes: Sequence[str]) -> dict[str, str | None
         for node in nodes:
             if node == name:
                 continue
-            port = _soon((folder / f"port-{node}").read_text)
+            port = soon(folder / f"port-{node}", until - time.monotonic())
             if port is None:
                 found[node] = f"{node} was not heard of in the folder"
                 continue
@@ -102,7 +109,7 @@ def reach(folder: Path, name: str, nodes: Sequence[str]) -> dict[str, str | None
         # Whoever is done says so, and listens until all are: they may come later.
         _publish(folder / f"done-{name}", "")
         for node in nodes:
-            _soon((folder / f"done-{node}").read_text)
+            soon(folder / f"done-{node}", until - time.monotonic())
     return found
 
 
@@ -112,15 +119,15 @@ def _publish(path: Path, text: str) -> None:
     draft.replace(path)
 
 
-def _soon(read: Callable[[], str]) -> str | None:
-    """Return what ``read`` gives as soon as it gives something, or None when the patience is over."""
-    until = time.monotonic() + PATIENCE_SECONDS
+def soon(path: Path, seconds: float) -> str | None:
+    """Return the text of ``path`` as soon as it is there; None when the time is over."""
+    until = time.monotonic() + seconds
     while True:
-        try:
-            return read()
-        except OSError:
-            if time.monotonic() > until:
-                return None
+        with contextlib.suppress(OSError):
+            os.listdir(path.parent)  # asks the server of a network file system anew
+            return path.read_text(encoding="ascii")
+        if time.monotonic() > until:
+            return None
         time.sleep(0.2)
 
 
@@ -242,7 +249,7 @@ def scratch(wanted: str | None) -> dict[str, Any]:
     """
     path = Path(os.path.expandvars(os.path.expanduser(wanted or os.environ.get("TMPDIR") or "/tmp")))
     there = path
-    while not there.exists() and there != there.parent:
+    while not os.path.exists(there) and there != there.parent:
         there = there.parent
     try:
         free = shutil.disk_usage(there).free

@@ -59,7 +59,7 @@ class Room:
 def existing(path: Path) -> Path:
     """Return ``path``, or the nearest folder above it that is there."""
     path = Path(os.path.abspath(path.expanduser()))
-    while not path.exists() and path != path.parent:
+    while not os.path.exists(path) and path != path.parent:  # Path.exists raises where a folder may not be entered
         path = path.parent
     return path
 

@@ -104,6 +104,7 @@ def train(
     from transformers.integrations.integration_utils import TensorBoardCallback
 
     from finelaunch.training.arguments import layer_classes
+    from finelaunch.training.buckets import settle_buckets
     from finelaunch.training.guards import Guard
     from finelaunch.training.journal import Dropout, Journal, Losses, Start
     from finelaunch.training.preemption import Preemption
@@ -131,6 +132,7 @@ def train(
 
     def on_start(trainer: Any) -> None:
         engine = verify(trainer, placement)
+        settle_buckets(trainer.model_wrapped)
         run.note(engine=engine, parameters=parameters_of(trainer.model))
         _require_room(run, checkpoint_bytes(trainer.model, section, placement), ranks)
         name, lost = checkpoint.path.name if checkpoint else None, num_lost_steps(run, step)

@@ -63,7 +63,7 @@ def test_a_job_that_a_requeue_brings_back_is_cancelled_again(tmp_path, slurm, ca
     )
     cancel_run(run, 60.0)
     assert kept.read_text() == "6\n6\n"
-    assert "came back" in capsys.readouterr().out
+    assert "job 6 is PENDING, as after a requeue" in capsys.readouterr().out
 
 
 def test_a_job_that_does_not_end_is_not_waited_for_for_ever(tmp_path, slurm, capsys):

@@ -43,7 +43,7 @@ def test_commands():
     answers = dict.fromkeys(("sbatch", "srun", "scontrol", "squeue", "sacct"), there)
     assert states(checks_slurm.check_commands(answers)) == ["ok", "ok"]
     silent = checks_slurm.check_commands({**answers, "squeue": lost})
-    assert (silent[0].state, silent[0].text) == ("failed", "squeue: squeue gave no answer within 20 s")
+    assert (silent[0].state, silent[0].text) == ("failed", "squeue: gave no answer within 20 s")
     none = Answer(False, why="Slurm accounting storage is disabled")
     without = checks_slurm.check_commands({**answers, "sacct": none})
     assert states(without) == ["ok", "warning"]

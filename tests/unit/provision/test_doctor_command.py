@@ -63,7 +63,7 @@ def test_a_cluster_without_slurm_fails_and_the_rest_is_told(tmp_path):
     assert done.returncode == 3, done.stdout + done.stderr
     assert {("slurm", "failed"), ("sacct", "warning"), ("python", "ok")} <= states(done)
     text = " ".join(check["text"] for check in json.loads(done.stdout)["checks"])
-    assert "sbatch is not installed here" in text
+    assert "sbatch: is not installed here" in text
 
 
 def test_nodes_cannot_be_asked_without_slurm(tmp_path):

@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from finelaunch.errors import Problem
 from finelaunch.launch.profile import load_profile
 from finelaunch.models.size import model_size
 from finelaunch.provision import checks_machine, probe
+from finelaunch.provision.checks_machine import Need, check_room
+from finelaunch.provision.doctor import is_true, offline_checks
 from finelaunch.provision.footprint import estimated_checkpoint_bytes, num_checkpoints, steps_in_all
+from finelaunch.provision.resolve import Resolved
 from finelaunch.provision.verdicts import Check, as_json, has_failed, totals
 from finelaunch.provision.volumes import (
     Mount,
@@ -115,24 +119,54 @@ def test_what_auto_takes_is_said():
     assert "bf16" in new
 
 
+def need(num_bytes, num_files=40, purpose="4 checkpoints"):
+    return Need(Path("/data"), num_bytes, num_files, purpose)
+
+
 def test_room_is_held_against_every_limit():
-    folder = Path("/data")
-    disk, quota = Room(10 << 30, 1000, "the file system"), Room(1 << 30, 50, "the quota of user a")
-    assert states(checks_machine.check_room(folder, [disk, quota], 1 << 29, 40, "x")) == ["ok"]
-    few_bytes = checks_machine.check_room(folder, [disk, quota], 2 << 30, 40, "4 checkpoints")
-    assert states(few_bytes) == ["failed"]
-    assert "1.0 GiB are left of the quota of user a, needed are 4 checkpoints" in few_bytes[0].text
-    few_files = checks_machine.check_room(folder, [disk, quota], 1 << 20, 51, "x")
-    assert states(few_files) == ["failed"]
-    assert "50 files are left of the quota of user a" in few_files[0].text
-    assert states(checks_machine.check_room(folder, [disk, quota], None, 40, "nobody knows")) == ["not checked"]
-    assert states(checks_machine.check_room(folder, [Room(None, None, "x"), disk], 1 << 30, 40, "x")) == ["ok"]
+    both = [Room(10 << 30, 1000, "the file system"), Room(1 << 30, 50, "the quota of user a")]
+    assert states(check_room(both, [need(1 << 29)])) == ["ok"]
+    (few_bytes,) = check_room(both, [need(2 << 30)])
+    assert few_bytes.state == "failed"
+    assert "1.0 GiB are left of the quota of user a, needed are 4 checkpoints" in few_bytes.text
+    (few_files,) = check_room(both, [need(1 << 20, 51)])
+    assert few_files.state == "failed"
+    assert "50 files are left of the quota of user a, and 51 may be written" in few_files.text
+    assert states(check_room([Room(None, None, "x"), both[0]], [need(1 << 30)])) == ["ok"]
+
+
+def test_what_lies_on_one_file_system_is_added_up():
+    disk = [Room(1 << 30, 100, "the file system")]
+    assert states(check_room(disk, [need(3 << 28), need(1 << 28)])) == ["ok"]
+    (check,) = check_room(disk, [need(3 << 28), need(2 << 28, purpose="the cache")])
+    assert "needed are 4 checkpoints + the cache" in check.text
+    assert states(check_room(disk, [need(1, 60), need(1, 60)])) == ["failed"]
+    (unsaid,) = check_room(disk, [need(None, purpose="what a checkpoint takes is unknown"), need(1 << 20)])
+    assert (unsaid.state, unsaid.text.split("; ")[-1]) == ("not checked", "what a checkpoint takes is unknown")
+    assert states(check_room(disk, [need(None), need(2 << 30)])) == ["failed"], "what is known is too much"
 
 
 def test_clocks_that_differ():
     verdicts = {at: checks_machine.check_clock(at, Path("/data")).state for at in (0.2, -3.0, 12.0, -12.0, 60.0, None)}
     assert list(verdicts.values()) == ["ok", "ok", "warning", "warning", "failed", "not checked"]
     assert "12 s behind" in checks_machine.check_clock(-12.0, Path("/data")).text
+
+
+def test_folders_that_cannot_be_written():
+    for name, state in (("run directory", "failed"), ("cache", "failed"), ("hub cache", "warning")):
+        assert checks_machine.check_writable(name, Path("/x"), 0.0).state == "ok"
+        assert checks_machine.check_writable(name, Path("/x"), None).state == state
+
+
+def test_the_proof_without_a_network():
+    good = Resolved(["tokenizer: 30,522 tokens"], ["the data is not tokenised"])
+    assert states(offline_checks(good, True)) == ["ok"]
+    bad = Resolved(problems=[Problem("", "model", "a/b: nothing was fetched", "", "first: finelaunch prefetch x")])
+    (check,) = offline_checks(bad, True)
+    assert (check.state, check.remedy) == ("failed", "first: finelaunch prefetch x")
+    assert check.text == "without a network: model: a/b: nothing was fetched"
+    assert states(offline_checks(bad, False)) == ["warning"], "there is a network"
+    assert [is_true(text) for text in ("1", "on", "", "0", "false")] == [True, True, False, False, False]
 
 
 MOUNTS = """\

@@ -363,8 +363,11 @@ def test_words_that_contradict_are_refused_at_once() -> None:
 
 
 def test_overrides_are_sorted_by_what_they_address() -> None:
-    documents = read_overrides(["launch.precision=bf16", "training.seed=1", "data.train.path=", "a={b: {c: 1}}"])
+    words = ["launch.precision=bf16", "cluster.env.A=b", "training.seed=1", "data.train.path=", "a={b: {c: 1}}"]
+    documents = read_overrides(words)
+    assert documents.keys() == {"recipe", "launch", "cluster"}
     assert documents["launch"].values == {"precision": "bf16"}
+    assert documents["cluster"].values == {"env": {"A": "b"}}
     recipe = documents["recipe"]
     assert recipe.values == {"training": {"seed": 1}, "data": {"train": {"path": None}}, "a": {"b": {"c": 1}}}
     assert recipe.origin(("a", "b", "c")) == "command line"
