@@ -114,7 +114,7 @@ make_network() {
   local node namespace address
   if [ "$LSL_NET" = netns ]; then
     ip link show "$BRIDGE" >/dev/null 2>&1 || ip link add "$BRIDGE" type bridge
-    ip addr show dev "$BRIDGE" | grep -q "$SUBNET.1/" || ip addr add "$SUBNET.1/24" dev "$BRIDGE"
+    ip addr replace "$SUBNET.1/24" dev "$BRIDGE"
     ip link set "$BRIDGE" up
     for node in $(seq 1 "$LSL_NODES"); do
       namespace=lsl-node$node
@@ -178,7 +178,7 @@ start_accounting() {
   (umask 077 && slurmdbd_conf "$password" >"$LSL_DIR/slurmdbd.conf")
   launch slurmdbd slurmdbd -D # it reads slurmdbd.conf beside $SLURM_CONF
   wait_for 60 slurmdbd timeout 5 sacctmgr -n show cluster
-  sacctmgr -n -P show cluster format=cluster | grep -qx $CLUSTER || sacctmgr -i add cluster $CLUSTER >/dev/null || true
+  sacctmgr -n -P show cluster format=cluster | grep -x $CLUSTER >/dev/null || sacctmgr -i add cluster $CLUSTER >/dev/null || true
 }
 
 start_node() { # start_node NAME
@@ -216,7 +216,7 @@ for node in $(seq 1 "$LSL_NODES"); do
   mkdir -p "$LSL_DIR/spool/node$node"
   start_node "node$node"
   # one that was left DOWN by a hard stop comes back
-  if sinfo -h -n "node$node" -o %T | grep -qiE 'down|drain'; then scontrol update nodename="node$node" state=resume 2>/dev/null || true; fi
+  if sinfo -h -n "node$node" -o %T | grep -iE 'down|drain' >/dev/null; then scontrol update nodename="node$node" state=resume 2>/dev/null || true; fi
 done
 wait_for 40 "a node" nodes_are_up
 if [ "$LSL_NET" = netns ] && ! node_reaches_node; then

@@ -204,27 +204,25 @@ def _train(
 ) -> dict[str, Any]:
     """Load, train and measure the model, all ranks together."""
     from finelaunch.evaluation.evaluate import Evaluator
-    from finelaunch.methods import method_for
-    from finelaunch.models.load import load_model
+    from finelaunch.methods.build import build_model
     from finelaunch.training.arguments import built_whole, training_arguments
     from finelaunch.training.train import train
 
     recipe, ranks = job.recipe, job.ranks
     arguments = training_arguments(recipe.training, placement, run.checkpoints)  # before the model: ZeRO-3 cuts it
     with built_whole(arguments) if recipe.model.init == "scratch" else nullcontext():
-        loaded = load_model(
+        loaded, model = build_model(
             recipe.model,
-            task.auto_class,
-            task.model_config(prepared.facts),
+            recipe.method,
+            task,
             prepared.tokenizer,
+            prepared.facts,
             recipe.task.max_length,
             recipe.training.seed,
         )
     base = {"name": recipe.model.name_or_path, "init": recipe.model.init, "fingerprint": loaded.fingerprint}
     unused = {"newly_initialised": list(loaded.newly_initialised), "unused": list(loaded.unused)}
     run.note(model={**base, **({} if recipe.model.init == "scratch" else unused)})
-    task.prepare(loaded.model)
-    model = method_for(recipe.method).apply(loaded.model)
     evaluator = Evaluator(
         task, prepared.tokenizer, prepared.facts, placement.per_device_eval_batch_size, placement.precision, ranks
     )

@@ -15,7 +15,7 @@ from unittest import mock
 
 def fault(name: str, stack: ExitStack) -> None:
     """Take one guard away, or make one thing differ, for the run that follows."""
-    from finelaunch import methods, pipeline
+    from finelaunch import pipeline
     from finelaunch.engines import Engine
     from finelaunch.training import arguments
 
@@ -74,7 +74,7 @@ def fault(name: str, stack: ExitStack) -> None:
         "group of cpus": lambda: mock.patch.object(pipeline, "start_engine", group_of_cpus),
         "group without cpu": lambda: mock.patch.object(pipeline, "start_engine", without_use_cpu),
         "bf16": lambda: changed(bf16=True),
-        "half weights": lambda: mock.patch.object(methods, "method_for", return_value=Halved()),
+        "half weights": lambda: mock.patch("finelaunch.methods.build.method_for", return_value=Halved()),
         "double accumulation": lambda: changed(gradient_accumulation_steps=2),
         "stage 2": lambda: mock.patch.object(
             Engine, "deepspeed", lambda engine: deepspeed(dataclasses.replace(engine, name="zero2"))

@@ -53,6 +53,8 @@ def write_score_files(folder):
         ["plan", "imdb/distilbert", "--on", "gpu"],
         ["launch", "imdb/smoke", "--on", "cpu_zero2", "--dry-run"],
         ["score", "predictions.json", "--task", "question_answering", "--data", "data.json", "--json"],
+        ["status"],
+        ["status", "--all", "--json"],
     ],
     ids=lambda words: " ".join(words[:2]),
 )

@@ -14,7 +14,9 @@ from hub_repositories import RECIPE, reviews, tiny_model
 from hub_server import TOKEN, Hub, hub
 from safetensors.torch import load_file
 
+from finelaunch.provision.locked import find_lock
 from finelaunch.provision.resolve import Resolved, resolve_offline
+from finelaunch.provision.staging import stage
 from finelaunch.recipe.load import load_recipe, read_overrides
 
 pytestmark = pytest.mark.integration
@@ -252,6 +254,19 @@ def test_the_proof_finds_what_a_job_will_find_and_names_what_it_will_miss(
     (problem,) = resolved().problems
     assert str(problem).startswith(f"{tokenizer}: model: is missing")
     assert dict(served.requests) == before
+
+
+def test_a_staged_copy_alone_is_enough_to_train(fetched: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = copy_of(fetched, tmp_path)
+    monkeypatch.chdir(site.folder)
+    monkeypatch.setenv("HF_HOME", str(site.folder / "hf"))
+    monkeypatch.setenv("FINELAUNCH_CACHE", str(site.cache))
+    lock = find_lock(load_recipe("reviews.yaml")[0])
+    assert lock is not None
+    environment = stage(lock, tmp_path / "node")
+    shutil.rmtree(site.folder / "hf")
+    (said,) = site.run(None, TRAIN, **environment)
+    assert said.code == 0, said.err
 
 
 def test_a_process_whose_network_is_closed_cannot_open_it_again(served: Hub) -> None:

@@ -99,6 +99,11 @@ def test_a_hub_out_of_reach_and_a_forbidden_one_are_said(site: Site) -> None:
     said = sentences(unreachable, 3)
     assert f"tiny/bert cannot be fetched from {gone.endpoint}" in said
     assert "is there a network here?" in said
+    mirror = gone.endpoint.replace("//", "//student:hunter2@")
+    (mirrored,) = site.run(gone, PREFETCH, HF_ENDPOINT=mirror)
+    said = sentences(mirrored, 3)
+    assert gone.endpoint in said
+    assert "hunter2" not in said
     (offline,) = site.run(None, PREFETCH)
     assert "HF_HUB_OFFLINE is set and nothing was fetched yet" in sentences(offline, 3)
 

@@ -15,12 +15,11 @@ from finelaunch.launch.job import Job
 from finelaunch.launch.place import place
 from finelaunch.launch.plan import PYTHON, RUN, LaunchPlan, Site, rank_command
 from finelaunch.launch.profile import Profile
-from finelaunch.launch.runs import begin_anew, refuse_another_job
+from finelaunch.launch.runs import begin_anew, longest_save, refuse_another_job
 from finelaunch.launch.sbatch import JOB, render, signal_delay, submission_environment
 from finelaunch.operations.logs import print_log
 from finelaunch.provision.locked import pinned, refuse_unfetched
 from finelaunch.run.directory import RunDirectory
-from finelaunch.run.files import read_lines
 from finelaunch.run.lock import RunLock
 from finelaunch.run.log import say
 from finelaunch.section.document import Document
@@ -73,8 +72,8 @@ def submit_run(
     if fresh and run.exists():
         begin_anew(run, recipe)
     run.refuse_foreign_files()
-    delay = signal_delay(cluster, longest_save(run))
-    profile = _with_grace(job.profile, delay)
+    save_seconds = longest_save(run)
+    profile = _with_grace(job.profile, signal_delay(cluster, save_seconds))
     scripts = [
         render(
             cluster,
@@ -86,7 +85,7 @@ def submit_run(
             folder=os.getcwd(),
             cache=str(cache_root()),
             after=JOB if number else None,
-            save_seconds=longest_save(run),
+            save_seconds=save_seconds,
         )
         for number in range(1 + cluster.successors)
     ]
@@ -120,13 +119,7 @@ def submit_run(
         print(f"finelaunch status {run.path}; finelaunch logs -f {run.path}; finelaunch cancel {run.path}")
     if not wait:
         return EXIT_DONE
-    return print_log(run, rank=0, num_lines=0, follows=True)
-
-
-def longest_save(run: RunDirectory) -> float | None:
-    """Return the seconds of the longest save that this run has measured; None before the first."""
-    saves = [event.get("total_seconds") for event in read_lines(run.events) if event.get("event") == "saved"]
-    return max((seconds for seconds in saves if isinstance(seconds, int | float)), default=None)
+    return print_log(run, rank=0, num_lines=0, follows=True, since_job=jobs[0].job_id)
 
 
 def _with_grace(profile: Profile, delay_seconds: int) -> Profile:

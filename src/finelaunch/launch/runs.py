@@ -10,6 +10,7 @@ from finelaunch.preparation import Prepared
 from finelaunch.recipe.load import flatten
 from finelaunch.recipe.schema import Recipe
 from finelaunch.run.directory import RunDirectory, differences, is_permitted, refuse_differences
+from finelaunch.run.files import read_lines
 from finelaunch.run.log import say
 from finelaunch.training.checkpoints import FREE_KEYS, check_engine
 from finelaunch.training.manifest import newest_checkpoint
@@ -92,3 +93,9 @@ def refuse_changed_data(run: RunDirectory, prepared: Prepared, allow_change: Col
         after = {f"data.{name}.path": splits[name].get("fingerprint") for name in known}
         changed = [key for key in before if before[key] != after[key] and not is_permitted(key, allow_change)]
         refuse_differences(run, [(key, before[key], after[key]) for key in sorted(changed)])
+
+
+def longest_save(run: RunDirectory) -> float | None:
+    """Return the seconds of the longest save that a run has measured; None before the first."""
+    saves = [event.get("total_seconds") for event in read_lines(run.events) if event.get("event") == "saved"]
+    return max((seconds for seconds in saves if isinstance(seconds, int | float)), default=None)

@@ -1,14 +1,13 @@
 """The end of a run on request: its jobs are cancelled, or its process is asked to stop; what is saved stays."""
 
 import contextlib
-import getpass
 import os
 import signal
 import time
 from collections.abc import Sequence
 
 from finelaunch.errors import FinelaunchError, RequirementMissing
-from finelaunch.operations.records import jobs_of
+from finelaunch.operations.records import jobs_of, this_user
 from finelaunch.operations.show import in_words
 from finelaunch.operations.status import RunStatus, status_of
 from finelaunch.run.directory import RunDirectory
@@ -72,7 +71,7 @@ def _cancel_jobs(run: RunDirectory, ids: Sequence[str], seen: Seen, wait_seconds
         FinelaunchError: Slurm refuses.
     """
     _scancel(ids, seen)
-    by = getpass.getuser()
+    by = this_user()
     for job_id in ids:
         with contextlib.suppress(OSError):
             run.record("cancelled", job_id=job_id, by=by)
@@ -117,7 +116,7 @@ def _scancel(ids: Sequence[str], seen: Seen) -> None:
     if any(sign in answer.why for sign in _DENIED):
         users = ", ".join(sorted({job.user for one in ids if (job := seen.jobs[one]).user}))
         raise FinelaunchError(
-            f"job {', '.join(ids)} is {users or 'another user'}'s, and Slurm lets {getpass.getuser()} not cancel it "
+            f"job {', '.join(ids)} is {users or 'another user'}'s, and Slurm lets {this_user()} not cancel it "
             f"({answer.why}); ask them to"
         )
     raise FinelaunchError(f"job {', '.join(ids)} is not cancelled: {answer.why}")

@@ -35,7 +35,7 @@ _SETTLE_SECONDS = 2.0
 _LATEST_SECONDS = 15.0
 
 
-def print_log(run: RunDirectory, rank: int, num_lines: int, follows: bool) -> int:
+def print_log(run: RunDirectory, rank: int, num_lines: int, follows: bool, since_job: str | None = None) -> int:
     """Print what a rank of ``run`` has said, and where ``follows`` what it says until the run ends.
 
     Args:
@@ -43,6 +43,7 @@ def print_log(run: RunDirectory, rank: int, num_lines: int, follows: bool) -> in
         rank: Which process.
         num_lines: How many of the last lines; 0: all.
         follows: Go on.
+        since_job: Leave out what jobs before this one have said.
 
     Returns:
         0, or where ``follows`` the exit code that the run's end means.
@@ -57,7 +58,7 @@ def print_log(run: RunDirectory, rank: int, num_lines: int, follows: bool) -> in
         raise BadInput(
             Problem("command line", "--rank", f"the run has no rank {rank}", f"0 to {count - 1}" if count > 1 else "0")
         )
-    stream = _Stream(run, rank)
+    stream = _Stream(run, rank, since_job)
     stream.skip_to_last(num_lines)
     printed = stream.print_news()
     if follows:
@@ -78,9 +79,10 @@ def exit_code(status: RunStatus) -> int:
     return kinds.get(status.end.kind, EXIT_FAILURE) if status.end else EXIT_FAILURE
 
 
-def sources(run: RunDirectory, rank: int) -> list[Path]:
+def sources(run: RunDirectory, rank: int, since_job: str | None = None) -> list[Path]:
     """Return the files that hold what ``rank`` says, whether they exist yet or not."""
     submitted = [job.job_id for job in jobs_of(run) if job.cluster]
+    submitted = submitted[submitted.index(since_job) :] if since_job in submitted else submitted
     files = [task_log(run, job, rank, stream) for job in submitted for stream in ("err", "out")]
     return files if files and rank == 0 else [*files, run.log_of(rank)]
 
@@ -158,16 +160,18 @@ class _Stream:
     Args:
         run: The run directory.
         rank: Which process.
+        since_job: The first job whose files count; None: all do.
     """
 
-    def __init__(self, run: RunDirectory, rank: int) -> None:
+    def __init__(self, run: RunDirectory, rank: int, since_job: str | None = None) -> None:
         self.run = run
         self.rank = rank
+        self.since_job = since_job
         self._files: dict[Path, _File] = {}
 
     def files(self) -> list[_File]:
         """Return the files, those that were written last at the end; successors bring new ones."""
-        for path in sources(self.run, self.rank):
+        for path in sources(self.run, self.rank, self.since_job):
             self._files.setdefault(path, _File(path))
         return sorted(self._files.values(), key=lambda file: _changed(file.path))
 

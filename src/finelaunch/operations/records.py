@@ -1,5 +1,6 @@
 """Reading a run directory that may be half written, damaged or not readable: what cannot be read is not there."""
 
+import getpass
 import json
 import os
 from collections.abc import Sequence
@@ -26,8 +27,11 @@ def find_run(name: str) -> RunDirectory:
     for path in (Path(name), RUNS / name):
         if is_run(path):
             return RunDirectory(path)
-    if os.path.isdir(name):
-        what, remedy = f"{name} is a folder, and no run", "name a run directory or a run below runs/"
+    folder = next((one for one in (name, str(RUNS / name)) if name and os.path.isdir(one)), None)
+    if folder is not None and not os.access(folder, os.R_OK | os.X_OK):
+        what, remedy = f"{folder} may not be read by you", "ask its owner, or set cluster.group for a lab"
+    elif folder is not None:
+        what, remedy = f"{folder} is a folder, and no run", "name a run directory or a run below runs/"
     else:
         known = [run.path.name for run in all_runs()]
         what = f"there is no run {name!r:.200}"
@@ -82,6 +86,14 @@ def manifest_of(run: RunDirectory) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def this_user() -> str:
+    """Return who asks; in a container without a list of users their number."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 def section(values: Any, *keys: str) -> Any:

@@ -99,7 +99,8 @@ def _job(status: RunStatus) -> str:
     if not nodes and submitted and submitted.num_nodes:
         nodes = [f"{submitted.num_nodes} nodes"] if submitted.num_nodes != 1 else ["1 node"]
     by = [f"by {job.source}"] if job.source else []
-    return ", ".join([f"{job.job_id} {job.state if job.is_known else 'unknown to Slurm'}", *nodes, *where, *by])
+    state = job.state if job.is_known else "" if status.state == "finished" else "unknown to Slurm"
+    return ", ".join([f"{job.job_id} {state}".rstrip(), *nodes, *where, *by])
 
 
 def _time(status: RunStatus) -> str:
@@ -180,7 +181,7 @@ def _process(status: RunStatus) -> str:
     if one is None or status.state == "finished":
         return ""
     who = f"{one.pid} on {one.host}" if one.pid else f"on {one.host}"
-    return f"{who}, last sign of life {one.silence_seconds:.0f} s ago{' (gone)' if one.is_gone else ''}"
+    return f"{who}, last sign of life {clock(one.silence_seconds)} ago{' (gone)' if one.is_gone else ''}"
 
 
 def _row(status: RunStatus) -> tuple[str, ...]:

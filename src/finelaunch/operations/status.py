@@ -13,7 +13,7 @@ from typing import Any
 
 from finelaunch.operations.evidence import evidence_of
 from finelaunch.operations.progress import Progress, num_further_starts, progress_of, whole
-from finelaunch.operations.records import events_of, jobs_of, manifest_of, section
+from finelaunch.operations.records import events_of, jobs_of, manifest_of, section, this_user
 from finelaunch.run.directory import RunDirectory
 from finelaunch.run.lock import Holder, holder
 from finelaunch.slurm.ends import End, why_ended
@@ -23,6 +23,9 @@ from finelaunch.slurm.submission import SubmittedJob
 
 LIVE = ("submitted", "pending", "requeued", "running", "ending")
 """States of a run that goes on by itself."""
+
+_SUBMISSION_SECONDS = 3600.0
+"""How far two clocks may differ about when a job was submitted."""
 
 RESUMABLE = ("stopped", "cancelled", "failed", "lost")
 """States of a run that the same command continues."""
@@ -111,7 +114,7 @@ def _status(files: _Files, seen: Seen) -> RunStatus:
     run, manifest = files.run, files.manifest
     job = _current_job(files, seen) if files.is_slurm else None
     submitted = next((one for one in reversed(files.jobs) if job is not None and one.job_id == job.job_id), None)
-    state, reason, end = _state(files, job, submitted)
+    state, reason, end = _state(files, job, submitted, seen)
     engine, warnings = section(manifest, "engine"), section(manifest, "warnings")
     profile = submitted.profile if submitted and submitted.profile else section(manifest, "profile")
     status = RunStatus(
@@ -146,12 +149,16 @@ def _current_job(files: _Files, seen: Seen) -> JobState:
 
 def _own(submitted: SubmittedJob, job: JobState) -> JobState:
     """Return ``job``, or an unknown one where the number is another job's: a cluster that was set up anew."""
-    file = Path(job.error_file)
-    is_ours = file.parent.name == "slurm" and file.name.startswith(f"{job.job_id}_")
-    return job if is_ours or not job.error_file or submitted.cluster is None else JobState(job.job_id)
+    ours, theirs, file = _moment(submitted.time), job.submitted, Path(job.error_file)
+    is_other = job.error_file and not (file.parent.name == "slurm" and file.name.startswith(f"{job.job_id}_"))
+    if job.source == "sacct" and ours is not None and theirs is not None:
+        is_other = abs((theirs - ours).total_seconds()) > _SUBMISSION_SECONDS
+    return JobState(job.job_id) if is_other and submitted.cluster is not None else job
 
 
-def _state(files: _Files, job: JobState | None, submitted: SubmittedJob | None) -> tuple[str, str, End | None]:
+def _state(
+    files: _Files, job: JobState | None, submitted: SubmittedJob | None, seen: Seen
+) -> tuple[str, str, End | None]:
     """Return the state, its reason, and the end where there is one."""
     if files.is_finished:
         return "finished", "", End("finished", "finished")
@@ -169,15 +176,25 @@ def _state(files: _Files, job: JobState | None, submitted: SubmittedJob | None) 
     if end is not None:
         state = end.kind if end.kind in ("finished", "stopped", "cancelled") else "failed"
         return state, end.text, end
-    return (*_without_an_end(files, job), None)
+    is_forgotten = submitted is not None and not seen.is_controller_silent and submitted.user == this_user()
+    return (*_without_an_end(files, job, is_forgotten), None)
 
 
-def _without_an_end(files: _Files, job: JobState | None) -> tuple[str, str]:
-    """Return the state and reason of a run that nobody holds and that has not said how it ended."""
+def _without_an_end(files: _Files, job: JobState | None, is_forgotten: bool) -> tuple[str, str]:
+    """Return the state and reason of a run that nobody holds and that has not said how it ended.
+
+    Args:
+        files: What the run has written down.
+        job: Its job, which Slurm does not know.
+        is_forgotten: Slurm was asked by whom it would tell, so the job is no longer there.
+    """
     said = [event["event"] for event in files.events if event["event"] not in ("evaluated", "saved", "changed")]
+    waits = said[-1:] == ["requeued"] or not said or said[-1] in ("submitted", "created")
+    if job is not None and waits and is_forgotten:
+        return "lost", f"job {job.job_id} is gone without a word: it was cancelled while it waited, or is long over"
     if job is not None and said[-1:] == ["requeued"]:
         return "requeued", "by its own word alone"
-    if job is not None and (not said or said[-1] in ("submitted", "created")):
+    if job is not None and waits:
         return "submitted", "its job has not started, by the run's files alone"
     if files.holder is not None:
         one = files.holder

@@ -238,12 +238,6 @@ def measured_step(train_log: Path, global_batch_size: int) -> tuple[float | None
     return (global_batch_size / median(speeds) if speeds else None), last
 
 
-def measured_save(events: Path) -> float | None:
-    """Return the seconds of the longest save that a run's events tell of; None before the first."""
-    saves = [row.get("total_seconds") for row in read_lines(events) if row.get("event") == "saved"]
-    return max((seconds for seconds in saves if isinstance(seconds, int | float)), default=None)
-
-
 def check_script(answer: Answer | None) -> Check:
     """Say whether Slurm would take the job's script; None: it cannot be written yet."""
     name = "script"

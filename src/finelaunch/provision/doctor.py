@@ -20,6 +20,7 @@ from finelaunch.errors import BadInput, FinelaunchError
 from finelaunch.launch.cluster import Cluster
 from finelaunch.launch.devices import on_this_machine
 from finelaunch.launch.estimate import byte_text
+from finelaunch.launch.runs import longest_save
 from finelaunch.launch.sbatch import render
 from finelaunch.models.load import local_folder
 from finelaunch.models.size import ModelSize, model_size
@@ -227,7 +228,7 @@ def _slurm(patient: Patient, cluster: Cluster) -> Iterator[Check]:
     if any(not answer.ok for name, answer in answers.items() if name != "sacct"):
         return
     site = read_site()
-    save_seconds = checks_slurm.measured_save(patient.run.events)
+    save_seconds = longest_save(patient.run)
     yield from checks_slurm.check_partition(cluster, patient.profile, site)
     yield from checks_slurm.check_nodes(cluster, patient.profile, site)
     yield from checks_slurm.check_time_limit(cluster, patient.cluster_document, site, save_seconds)

@@ -2,11 +2,12 @@
 
 import math
 
+from finelaunch.data.sources import HUB_PREFIX
 from finelaunch.errors import BadInput, FinelaunchError
 from finelaunch.launch.place import on_processes
 from finelaunch.launch.profile import Profile
 from finelaunch.models.size import ModelSize
-from finelaunch.preparation import cached_report
+from finelaunch.preparation import cached_report, given_splits
 from finelaunch.recipe.schema import Recipe
 from finelaunch.section.document import Document
 from finelaunch.training.faults import checkpoint_bytes
@@ -38,10 +39,12 @@ def num_checkpoints(recipe: Recipe, steps: int | None) -> int | None:
 
 
 def steps_in_all(recipe: Recipe, document: Document) -> int | None:
-    """Return the optimizer steps of a run; None until the data is encoded."""
+    """Return the optimizer steps of a run; None until the data is encoded, and for the hub's, which would be asked."""
     training = recipe.training
     if training.max_steps > 0:
         return training.max_steps
+    if any(split.path.startswith(HUB_PREFIX) for split in given_splits(recipe.data).values()):
+        return None
     try:
         report = cached_report(recipe.data, recipe.model, recipe.task.model_dump(mode="json"), document)
     except FinelaunchError:

@@ -67,9 +67,9 @@ class LockedFile:
     bytes: int
     sha256: str
 
-    def place(self) -> Path:
-        """Return where the file lies for this process."""
-        return {"hub": hub_cache(), "cache": cache_root(), "local": Path()}[self.root] / self.path
+    def place(self, hub: Path | None = None) -> Path:
+        """Return where the file lies; ``hub`` is the hub's cache, by default that of this process."""
+        return {"hub": hub or hub_cache(), "cache": cache_root(), "local": Path()}[self.root] / self.path
 
 
 @dataclass(frozen=True)
@@ -268,17 +268,18 @@ def pinned(recipe: Recipe, document: Document, lock: Lock | None = None) -> tupl
     return build(Recipe, document), document
 
 
-def check_locked(lock: Lock, how: Literal["sizes", "hashes"] = "sizes") -> list[Problem]:
+def check_locked(lock: Lock, how: Literal["sizes", "hashes"] = "sizes", hub: Path | None = None) -> list[Problem]:
     """Return what is missing or changed of the files that a job reads from the hub.
 
     Args:
         lock: What was fetched.
         how: ``hashes`` reads all of it.
+        hub: The hub's cache of whoever reads them; by default that of this process.
     """
     problems = []
     for key, file in lock.files():
-        if (what := _fault(file, how)) is not None:
-            problems.append(Problem(str(file.place()), key, what))
+        if (what := _fault(file, file.place(hub), how)) is not None:
+            problems.append(Problem(str(file.place(hub)), key, what))
     return problems
 
 
@@ -308,16 +309,19 @@ def refuse_unfetched(recipe: Recipe, document: Document, cluster: Cluster, clust
     if Path(lock.hub_cache).resolve() != seen.resolve():
         where = f"files of the hub were fetched to {lock.hub_cache}, and the job looks into {seen}"
         raise RequirementMissing(f"{where} (cluster.hf_home, HF_HOME); fetch them there: {command}")
-    if problems := check_locked(lock):
+    if problems := check_locked(lock, hub=seen):
         raise RequirementMissing("\n".join([*map(str, problems), f"fetch it again: {command}"]))
 
 
 def locked_file(root: Root, path: Path | str) -> LockedFile:
     """Return what a lock says of the file at ``path`` below ``root``."""
-    place = {"hub": hub_cache(), "cache": cache_root(), "local": Path()}[root] / path
-    with place.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return LockedFile(root, str(path), place.stat().st_size, sha256)
+    place = LockedFile(root, str(path), 0, "").place()
+    return LockedFile(root, str(path), place.stat().st_size, _sha256(place))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _source(content: dict[str, Any]) -> LockedSource:
@@ -325,14 +329,13 @@ def _source(content: dict[str, Any]) -> LockedSource:
     return LockedSource(**{**content, **files})
 
 
-def _fault(file: LockedFile, how: str) -> str | None:
+def _fault(file: LockedFile, place: Path, how: str) -> str | None:
     """Return what is wrong with a file."""
-    place = file.place()
     try:
         size = place.stat().st_size
         if size != file.bytes:
             return f"has {size:,} bytes, and had {file.bytes:,} when it was fetched"
-        if how == "hashes" and locked_file(file.root, file.path).sha256 != file.sha256:
+        if how == "hashes" and _sha256(place) != file.sha256:
             return f"has another content than when it was fetched (SHA-256 {file.sha256[:12]}…)"
     except FileNotFoundError:
         return f"is missing; it was fetched with {file.bytes:,} bytes"

@@ -226,10 +226,13 @@ def driver_cuda() -> str | None:
 def nvidia_smi() -> list[dict[str, str]] | None:
     """Return name, UUID, driver, compute capability and memory of each GPU; None where nvidia-smi does not answer."""
     said = output(["nvidia-smi", _QUERY, "--format=csv,noheader"])
-    if said is None:
-        return None
+    return None if said is None else parse_gpus(said)
+
+
+def parse_gpus(text: str) -> list[dict[str, str]]:
+    """Return the GPUs in the table of nvidia-smi; what it says in other words is left out."""
     keys = ("name", "uuid", "driver", "capability", "memory")
-    rows = [[part.strip() for part in line.split(",")] for line in said.splitlines() if line.strip()]
+    rows = [[part.strip() for part in line.split(",")] for line in text.splitlines() if line.strip()]
     return [dict(zip(keys, row, strict=True)) for row in rows if len(row) == len(keys)]
 
 

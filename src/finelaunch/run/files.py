@@ -66,6 +66,11 @@ def full_disk_text(error: BaseException) -> str:
     return f"{place}cannot be written: {why}; make room, and give the same command again"
 
 
+def unreadable_text(what: str) -> str:
+    """Return what a file that cannot be read for now comes to, as a sentence."""
+    return f"{what}; nothing was changed: try again when the file system answers"
+
+
 def size_of(folder: Path) -> int:
     """Return the bytes of all files below ``folder``; none where it is not there."""
     return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())

@@ -8,13 +8,14 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 from finelaunch.errors import BadInput, FinelaunchError, LostPeer, Problem
 from finelaunch.run import signals
+from finelaunch.run.files import unreadable_text
 
 HEARTBEAT_SECONDS = 5.0
 LOOK_SECONDS = 0.1
@@ -212,3 +213,22 @@ def agree(*flags: bool) -> tuple[bool, ...]:
     numbers = torch.tensor([int(flag) for flag in flags], device=device)
     dist.all_reduce(numbers, op=dist.ReduceOp.MAX)
     return tuple(bool(number) for number in numbers.tolist())
+
+
+def on_first(ranks: Ranks, call: Callable[[], Any]) -> Any:
+    """Return on all ranks what ``call`` gives on the first one; a sentence that ends it there ends all of them."""
+    value, refusal = None, None
+    if ranks.is_first:
+        try:
+            value = call()
+        except BadInput as error:
+            refusal = BadInput, error.problems
+        except FinelaunchError as error:
+            refusal = type(error), str(error)
+        except OSError as error:
+            refusal = FinelaunchError, unreadable_text(f"{error.filename}: {error.strerror}")
+    value, refusal = gather((value, refusal))[0]
+    if refusal is not None:
+        kind, said = refusal
+        raise kind(said)
+    return value

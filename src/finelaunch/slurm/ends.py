@@ -29,7 +29,7 @@ Kind = Literal[
     "unknown",
 ]
 
-_STARTS = ("job_started", "started")
+_STARTS = ("submitted", "job_started", "started")
 _REFUSALS: Mapping[int, Kind] = {EXIT_BAD_INPUT: "bad_input", EXIT_REQUIREMENT: "requirement"}
 _TASK = re.compile(r"srun: error: (?P<host>[^\s:]+): tasks? (?P<ranks>[\d,\-]+): (?P<how>.+)")
 _DUE = re.compile(r"\*\*\* JOB \S+ ON \S+ CANCELLED AT \S+(?: DUE TO (?P<why>[^*,]+?))?(?:,[^*]*)? \*\*\*")

@@ -57,7 +57,7 @@ class JobState:
         restarts: How often it was requeued.
         exit_code: Of the job, ``code:signal``; often the same whatever happened.
         derived_exit_code: The highest of its steps.
-        submitted: When it was submitted, or last requeued.
+        submitted: When it was submitted; by the controller, when it was last requeued.
         started: When it last started.
         ended: When it ended.
         expected_start: When Slurm thinks that it will start.
@@ -147,10 +147,10 @@ def job_states(job_ids: Sequence[str], limit_seconds: float = LIMIT_SECONDS) -> 
             scontrol = ask(["scontrol", "show", "job", "-o", "-d", one], limit_seconds)
             if scontrol.ok and (detailed := read_scontrol(scontrol.text)):
                 current[one] = detailed
-            hears = hears or scontrol.ok or _is_unknown(scontrol)
-            if not scontrol.ok and not _is_unknown(scontrol):
-                answers.append(scontrol)
+            answers.append(scontrol)
+            if not (scontrol.ok or _is_unknown(scontrol)):
                 break
+            hears = True
     return Seen(
         {one: _together(remembered.get(one), current.get(one)) or JobState(one) for one in job_ids},
         tuple(answer.why for answer in answers if not answer.ok and not _is_unknown(answer)),
@@ -162,7 +162,6 @@ def job_states(job_ids: Sequence[str], limit_seconds: float = LIMIT_SECONDS) -> 
 def read_sacct(text: str) -> dict[str, JobState]:
     """Return the jobs in the output of sacct with ``-D``: every start is a row, and the last one counts."""
     jobs: dict[str, JobState] = {}
-    restarts: dict[str, int] = {}
     for line in text.splitlines():
         row = line.split("|")
         if len(row) != len(_SACCT.split(",")):
@@ -176,7 +175,8 @@ def read_sacct(text: str) -> dict[str, JobState]:
                 steps = (*jobs[job_id].steps, Step(step, word, exit_code))
                 jobs[job_id] = replace(jobs[job_id], steps=steps)
             continue
-        minutes = _whole(limit)
+        minutes, before = _whole(limit), jobs.get(job_id)
+        is_restart = before is not None and before.state == "REQUEUED"
         jobs[job_id] = JobState(
             job_id,
             word or UNKNOWN,
@@ -185,18 +185,16 @@ def read_sacct(text: str) -> dict[str, JobState]:
             nodes=_text(nodes),
             elapsed_seconds=_whole(elapsed),
             limit_seconds=None if minutes is None else 60 * minutes,
-            restarts=restarts.get(job_id, 0),
+            restarts=(before.restarts or 0) + 1 if before is not None and is_restart else 0,
             exit_code=exit_code,
             derived_exit_code=derived,
-            submitted=_moment(submitted),
+            submitted=before.submitted if before is not None and is_restart else _moment(submitted),
             started=_moment(started),
             ended=_moment(ended),
             user=user,
             cancelled_by=_user(by.strip()) if by.strip() else "",
             partition=partition,
         )
-        if word == "REQUEUED":
-            restarts[job_id] = restarts.get(job_id, 0) + 1
     return jobs
 
 

@@ -7,15 +7,16 @@ that differ, or said.
 import hashlib
 import json
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finelaunch.errors import BadInput, FinelaunchError, Problem
 from finelaunch.run.directory import RunDirectory, differences, is_permitted, versions
+from finelaunch.run.files import unreadable_text
 from finelaunch.run.log import say, warn
-from finelaunch.run.ranks import Ranks, gather
+from finelaunch.run.ranks import Ranks, gather, on_first
 from finelaunch.run.watch import alive
 from finelaunch.training.manifest import (
     ASIDE,
@@ -125,7 +126,7 @@ def choose_checkpoint(
         BadInput: It is a path without a whole checkpoint, or of another job, or one that this engine cannot take.
         FinelaunchError: A checkpoint cannot be read for now.
     """
-    folders: list[Path] = _on_first(ranks, lambda: checkpoints_in(run.checkpoints))
+    folders: list[Path] = on_first(ranks, lambda: checkpoints_in(run.checkpoints))
     if resume == "never":
         return Continued(None, False, tuple((path, True) for path in folders))
     own = next((path for path in folders if resume != "auto" and path.resolve() == Path(resume).resolve()), None)
@@ -134,14 +135,14 @@ def choose_checkpoint(
     for path in folders[skipped:]:
         found = _verified(path, how, ranks)
         if isinstance(found, Checkpoint):
-            other = _on_first(ranks, lambda found=found: _of_another_job(found, run, identity))
+            other = on_first(ranks, lambda found=found: _of_another_job(found, run, identity))
             if other is None:
-                _on_first(ranks, lambda found=found: _check(found, run, placement, how))
+                on_first(ranks, lambda found=found: _check(found, run, placement, how))
                 if resume != "auto" and own is None:
-                    _on_first(ranks, lambda path=path: _say_unused(resume, path, run))
+                    on_first(ranks, lambda path=path: _say_unused(resume, path, run))
                 return Continued(found, False, tuple(newer))
             found = other
-        _on_first(ranks, lambda path=path, reason=found: _pass_over(path, reason, run))
+        on_first(ranks, lambda path=path, reason=found: _pass_over(path, reason, run))
         newer.append((path, not found.startswith(NOT_DAMAGED)))
     if resume == "auto":
         return Continued(None, False, tuple(newer))
@@ -149,8 +150,8 @@ def choose_checkpoint(
     if isinstance(foreign, str):
         what = f"there is no whole checkpoint at {resume}: {foreign}"
         raise BadInput(Problem("recipe", "training.resume", what, "auto, never or a checkpoint-N folder"))
-    _on_first(ranks, lambda: _refuse_other_job(foreign, placement, identity, permitted))
-    _on_first(ranks, lambda: _check(foreign, run, placement, how))
+    on_first(ranks, lambda: _refuse_other_job(foreign, placement, identity, permitted))
+    on_first(ranks, lambda: _check(foreign, run, placement, how))
     return Continued(foreign, True, tuple(newer))
 
 
@@ -175,7 +176,7 @@ def _verified(path: Path, how: Verification, ranks: Ranks) -> Checkpoint | str:
     Raises:
         FinelaunchError: It cannot be read for now, which is no reason to do without it.
     """
-    found: Checkpoint | str = _on_first(ranks, lambda: read_checkpoint(path))
+    found: Checkpoint | str = on_first(ranks, lambda: read_checkpoint(path))
     if isinstance(found, str):
         return found
     damage, error = [], None
@@ -185,31 +186,9 @@ def _verified(path: Path, how: Verification, ranks: Ranks) -> Checkpoint | str:
         error = f"{caught.filename or path}: {caught.strerror}"
     said = gather((damage, error))
     if errors := [error for _, error in said if error]:
-        raise FinelaunchError(_unreadable(errors[0]))
+        raise FinelaunchError(unreadable_text(errors[0]))
     damage = [one for of_rank, _ in said for one in of_rank]
     return f"{'; '.join(damage[:3])}{' …' if len(damage) > 3 else ''}" if damage else found
-
-
-def _unreadable(what: str) -> str:
-    return f"{what}; nothing was changed: try again when the file system answers"
-
-
-def _on_first(ranks: Ranks, call: Callable[[], Any]) -> Any:
-    """Return on all ranks what ``call`` gives on the first one, and raise on all what it raises there."""
-    value, problems, text = None, None, None
-    if ranks.is_first:
-        try:
-            value = call()
-        except BadInput as error:
-            problems = error.problems
-        except OSError as error:
-            text = _unreadable(f"{error.filename}: {error.strerror}")
-    value, problems, text = gather((value, problems, text))[0]
-    if problems:
-        raise BadInput(problems)
-    if text:
-        raise FinelaunchError(text)
-    return value
 
 
 def _of_another_job(checkpoint: Checkpoint, run: RunDirectory, identity: Identity) -> str | None:

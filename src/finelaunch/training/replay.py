@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from finelaunch.data.sampler import TrainingRows
 from finelaunch.data.section import DataSection
 from finelaunch.errors import BadInput, Problem
-from finelaunch.methods import MethodSection, method_for
-from finelaunch.models.load import load_model
+from finelaunch.methods import MethodSection
+from finelaunch.methods.build import build_model
 from finelaunch.models.section import ModelSection
 from finelaunch.preparation import Prepared, prepare
 from finelaunch.run.directory import PACKAGES
@@ -109,16 +109,15 @@ def replay(recorded: Recorded, placement: Placement) -> dict[str, Any]:
     _refuse_other_rows(prepared, facts, origin)
     torch.set_num_threads(facts["num_threads"])
     _be_deterministic(sections.training)
-    loaded = load_model(
+    model: Any = build_model(
         sections.model,
-        task.auto_class,
-        task.model_config(prepared.facts),
+        sections.method,
+        task,
         prepared.tokenizer,
+        prepared.facts,
         sections.task.max_length,
         sections.training.seed,
-    )
-    task.prepare(loaded.model)
-    model: Any = method_for(sections.method).apply(loaded.model)
+    )[1]
     weights, inexact = _load_weights(model, recorded)
     spoilt = [name for name, values in model.state_dict().items() if not bool(torch.isfinite(values).all())]
     move(model, placement)

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from finelaunch.data.sampler import GlobalBatchSampler, TrainingRows
-from finelaunch.errors import RequirementMissing
 from finelaunch.preparation import Split
 from finelaunch.run.directory import RunDirectory, versions
 from finelaunch.run.files import is_full_disk, read_lines
 from finelaunch.run.log import say, warn
-from finelaunch.run.ranks import Ranks, gather
+from finelaunch.run.ranks import Ranks, gather, on_first
 from finelaunch.tasks.base import IGNORED, Task
 from finelaunch.training.checkpoints import (
     Continued,
@@ -134,7 +133,8 @@ def train(
         engine = verify(trainer, placement)
         settle_buckets(trainer.model_wrapped)
         run.note(engine=engine, parameters=parameters_of(trainer.model))
-        _require_room(run, checkpoint_bytes(trainer.model, section, placement), ranks)
+        num_bytes = checkpoint_bytes(trainer.model, section, placement)
+        on_first(ranks, lambda: check_room(run, num_bytes))
         name, lost = checkpoint.path.name if checkpoint else None, num_lost_steps(run, step)
         run.record("training", from_step=step, steps=steps, checkpoint=name, lost_steps=lost)
         if checkpoint is None and on_untrained is not None:
@@ -244,18 +244,6 @@ def is_evaluation_due(
 def num_lost_steps(run: RunDirectory, from_step: int) -> int:
     """Return how many steps beyond ``from_step`` an earlier start of the run has made, to be made again."""
     return max(0, *(row["step"] - from_step for row in read_lines(run.samples) if "step" in row), 0)
-
-
-def _require_room(run: RunDirectory, num_bytes: int, ranks: Ranks) -> None:
-    """Refuse to train, on all ranks, where the first one finds no room for checkpoints."""
-    text = None
-    if ranks.is_first:
-        try:
-            check_room(run, num_bytes)
-        except RequirementMissing as error:
-            text = str(error)
-    if said := gather(text)[0]:
-        raise RequirementMissing(said)
 
 
 def num_steps(sampler: GlobalBatchSampler, section: TrainingSection) -> int:

@@ -5,7 +5,7 @@ import json
 import pytest
 from unit.operations.test_status import GONE
 from unit.operations.written import TRAINING, submitted, write_run
-from unit.slurm.told import SACCT, SQUEUE, commands, says
+from unit.slurm.told import SACCT, SQUEUE, says
 
 from finelaunch.errors import FinelaunchError, RequirementMissing
 from finelaunch.operations import cancel
@@ -16,18 +16,9 @@ from finelaunch.run.files import read_lines
 DENIED = "scancel: error: Kill job error on job id 6: Access/permission denied"
 
 
-@pytest.fixture
-def slurm(tmp_path, monkeypatch):
-    """Let Slurm's commands say what they are given; what scancel was given is kept in ``scancelled``."""
+@pytest.fixture(autouse=True)
+def soon(monkeypatch):
     monkeypatch.setattr(cancel, "AGAIN_SECONDS", 1.0)
-
-    def answer(**scripts):
-        folder = commands(tmp_path / "bin", cat='exec /bin/cat "$@"', **scripts)
-        monkeypatch.setenv("PATH", str(folder))
-        return folder / "scancelled"
-
-    answer()
-    return answer
 
 
 def row(job_id, state):

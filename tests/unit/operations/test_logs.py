@@ -8,24 +8,12 @@ import time
 
 import pytest
 from unit.operations.written import TRAINING, submitted, write_run
-from unit.slurm.told import ERRORS, SACCT, commands, says
+from unit.slurm.told import ERRORS, SACCT, says
 
 from finelaunch.errors import BadInput
 from finelaunch.operations.logs import print_log, sources
 from finelaunch.run.directory import RunDirectory
 from finelaunch.run.lock import RunLock
-
-
-@pytest.fixture
-def slurm(tmp_path, monkeypatch):
-    """Let Slurm's commands say what they are given; without words they are not installed."""
-
-    def answer(**scripts):
-        folder = commands(tmp_path / "bin", cat='exec /bin/cat "$@"', **scripts)
-        monkeypatch.setenv("PATH", str(folder))
-
-    answer()
-    return answer
 
 
 def write(path, *lines, at=None):
@@ -70,6 +58,8 @@ def test_a_job_has_srun_and_rank_0_in_one_stream_and_successors_go_on_in_it(tmp_
     write(run.log, "the same with times", at=300)
     assert printed(run, capsys, 0)[1] == ["module loaded", "first start", "second start"]
     assert printed(run, capsys, 2)[1] == ["first start", "second start"]
+    assert print_log(run, 0, 0, follows=False, since_job="4") == 0
+    assert capsys.readouterr().out == "second start\n"
     write(run.slurm / "3_2_log.err", "before its log was open", at=10)
     write(run.log_of(2), "and then", at=20)
     assert printed(run, capsys, 0, rank=2)[1] == ["before its log was open", "and then"]

@@ -5,7 +5,7 @@ import os
 
 import pytest
 from unit.operations.written import TRAINING, submitted, write_run
-from unit.slurm.told import ERRORS, SACCT, SCONTROL, SQUEUE, commands, says
+from unit.slurm.told import ERRORS, SACCT, SCONTROL, SQUEUE, says
 
 from finelaunch.operations import show
 from finelaunch.operations.progress import num_further_starts
@@ -15,18 +15,6 @@ from finelaunch.run.directory import RunDirectory
 from finelaunch.run.lock import RunLock
 
 GONE = {"host": "node9", "machine": "another", "pid": 2**22 + 1, "started": 0.0, "slurm_job": None, "token": "x"}
-
-
-@pytest.fixture
-def slurm(tmp_path, monkeypatch):
-    """Let Slurm's commands say again what they really said; without words they are not installed."""
-
-    def answer(**scripts):
-        folder = commands(tmp_path / "bin", cat='exec /bin/cat "$@"', **scripts)
-        monkeypatch.setenv("PATH", str(folder))
-
-    answer()
-    return answer
 
 
 def state(run):
@@ -148,12 +136,23 @@ def test_without_slurm_the_files_speak_and_that_is_said(tmp_path, slurm):
     started.lock.unlink()
     (started.slurm / "3_0_log.err").write_text(ERRORS["cancel"])
     assert state(started) == ("cancelled", "cancelled")
+    again = submitted(write_run(tmp_path / "again", "started", ("failed", {"error": "x"}), target="slurm"), "3")
+    assert state(again)[0] == "submitted"
     requeued = submitted(write_run(tmp_path / "requeued", target="slurm"), "3")
     for event in ("job_started", "stopped", "requeued"):
         requeued.record(event, job_id="3")
     assert state(requeued)[0] == "requeued"
     for run in (waiting, started, requeued):
         assert "not installed here" in status_of([run])[0].notes[0]
+
+
+def test_a_job_that_slurm_has_forgotten_while_it_waited_is_lost(tmp_path, slurm, monkeypatch):
+    run = submitted(RunDirectory(tmp_path / "run"), "77")
+    slurm(squeue="echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
+    monkeypatch.setenv("LOGNAME", "root")
+    assert state(run) == ("lost", "job 77 is gone without a word: it was cancelled while it waited, or is long over")
+    monkeypatch.setenv("LOGNAME", "somebody")  # whom a site may hide the jobs of others from
+    assert state(run)[0] == "submitted"
 
 
 def test_of_several_jobs_the_one_that_matters_is_shown(tmp_path, slurm):
@@ -174,6 +173,10 @@ def test_a_number_that_a_new_cluster_gave_to_another_job_is_not_this_runs(tmp_pa
     assert not status_of([run])[0].job.is_known
     slurm(squeue=says(SQUEUE), scontrol=says(SCONTROL["requeue, at once"]))
     assert status_of([run])[0].state == "ending"
+    slurm(sacct=says(SACCT["requeue, done"].replace("2026-11-22", "2026-11-23")))
+    assert not status_of([run])[0].job.is_known
+    slurm(sacct=says(SACCT["requeue, done"]))
+    assert status_of([run])[0].job.is_known
 
 
 def test_a_run_that_went_on_here_is_local_whatever_its_old_jobs_are(tmp_path, slurm):

@@ -8,9 +8,11 @@ from unit.provision.site_texts import CAMPUS, LOCAL, SILENT
 
 from finelaunch.launch.cluster import Cluster
 from finelaunch.launch.profile import load_profile
+from finelaunch.launch.runs import longest_save
 from finelaunch.provision import checks_slurm
 from finelaunch.provision.site import Site
 from finelaunch.recipe.load import read_overrides
+from finelaunch.run.directory import RunDirectory
 from finelaunch.section.document import Document
 from finelaunch.slurm.commands import Answer
 
@@ -180,16 +182,16 @@ def test_the_run_time(tmp_path):
 
 
 def test_speed_and_saves_are_those_of_the_run(tmp_path):
-    log, events = tmp_path / "train_log.jsonl", tmp_path / "events.jsonl"
+    log, run = tmp_path / "train_log.jsonl", RunDirectory(tmp_path)
     assert checks_slurm.measured_step(log, 16) == (None, 0)
     rows = [{"step": step, "samples_per_second": speed} for step, speed in ((10, 1.0), (20, 32.0), (30, 32.0))]
     log.write_text("\n".join(map(json.dumps, [*rows, {"step": 30, "eval_loss": 1.0}])))
     assert checks_slurm.measured_step(log, 16) == (0.5, 30)
-    assert checks_slurm.measured_save(events) is None
-    events.write_text(
+    assert longest_save(run) is None
+    run.events.write_text(
         '{"event": "saved", "total_seconds": 2.5}\n{"event": "saved", "total_seconds": 1}\n{"event": "x"}'
     )
-    assert checks_slurm.measured_save(events) == 2.5
+    assert longest_save(run) == 2.5
 
 
 def test_scripts_folders_groups_and_names(tmp_path):

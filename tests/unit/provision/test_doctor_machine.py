@@ -250,6 +250,8 @@ def test_a_checkpoint_is_weights_and_two_moments():
 
 def test_the_steps_of_a_run():
     assert steps_in_all(*recipe("training.max_steps=7")) == 7
+    loaded, document = load_recipe("squad_v2/distilbert")
+    assert steps_in_all(loaded, document) is None, "the hub is not asked"
 
 
 def test_this_machine_describes_itself(tmp_path):

@@ -179,6 +179,14 @@ def test_gpus_of_nodes():
     assert "has no bf16" in bad(report("g1", gpus=old, driver_cuda="12.9"), on=on)["gpu", "failed"].text
 
 
+def test_the_table_of_nvidia_smi():
+    text = "NVIDIA H200, GPU-5d1c, 570.86.15, 9.0, 143771 MiB\nTesla T4, GPU-77aa, 570.86.15, 7.5, 15360 MiB\n"
+    first, second = probe.parse_gpus(text)
+    assert (first["name"], first["uuid"], first["capability"]) == ("NVIDIA H200", "GPU-5d1c", "9.0")
+    assert (second["driver"], second["memory"]) == ("570.86.15", "15360 MiB")
+    assert probe.parse_gpus("No devices were found\n") == []
+
+
 def options(argv):
     return dict(word.removeprefix("--").split("=", 1) for word in argv if word.startswith("--"))
 

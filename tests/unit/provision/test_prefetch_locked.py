@@ -141,7 +141,7 @@ def test_what_is_gone_or_changed_is_named_by_size_or_by_content(lock: Lock, load
 
 
 def test_a_job_without_internet_whose_files_are_not_there_is_refused_with_the_command(
-    lock: Lock, load: Load, tmp_path: Path
+    lock: Lock, load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refuse_unfetched(*load(), Cluster(), "here")
     refuse_unfetched(*load(), Cluster(hf_home=str(tmp_path / "hf")))
@@ -153,6 +153,9 @@ def test_a_job_without_internet_whose_files_are_not_there_is_refused_with_the_co
         refuse_unfetched(*load("model.name_or_path=tiny/other"), Cluster(), "here")
     command = "finelaunch prefetch reviews.yaml model.name_or_path=tiny/other --cluster here"
     assert str(raised.value).endswith(command)
+    with monkeypatch.context() as elsewhere:  # the shell that submits has not set what the job will have
+        elsewhere.delenv("HF_HOME")
+        refuse_unfetched(*load(), Cluster(hf_home=str(tmp_path / "hf")))
     with pytest.raises(RequirementMissing, match=r"were fetched to .*/hf/hub, and the job looks into /elsewhere/hub"):
         refuse_unfetched(*load(), Cluster(hf_home="/elsewhere"))
     lock.sources[0].files[0].place().unlink()

@@ -34,6 +34,9 @@ def test_accounting_counts_the_starts_of_a_requeued_job_and_keeps_the_last():
     at_once, waiting, done = (read_sacct(SACCT[f"requeue, {name}"])["8"] for name in ("at once", "waiting", "done"))
     assert (at_once.state, at_once.is_waiting, at_once.is_over) == ("REQUEUED", True, False)
     assert (waiting.state, waiting.restarts, waiting.steps) == ("PENDING", 1, ())
+    assert at_once.submitted == waiting.submitted == done.submitted
+    reused = read_sacct(SACCT["requeue, done"] + SACCT["done"].replace("2|", "8|", 1))["8"]  # of a cluster set up anew
+    assert (reused.restarts, reused.submitted) == (0, read_sacct(SACCT["done"])["2"].submitted)
     assert (done.state, done.restarts, [step.state for step in done.steps]) == (
         "COMPLETED",
         1,
@@ -125,7 +128,7 @@ def test_each_command_alone_is_enough_and_what_is_missing_is_said(monkeypatch, t
     assert job_states(["3"]).jobs["3"].source == "squeue"
     path(monkeypatch, tmp_path / "three", scontrol=says(SCONTROL["requeue, done"]))
     seen = job_states(["8"])
-    assert (seen.jobs["8"].source, seen.is_controller_silent) == ("scontrol", False)
+    assert (seen.jobs["8"].source, seen.is_controller_silent, seen.is_installed) == ("scontrol", False, True)
     path(monkeypatch, tmp_path / "none")
     seen = job_states(["8"])
     assert not seen.is_installed

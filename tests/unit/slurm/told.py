@@ -162,8 +162,10 @@ srun: error: node2: tasks 2-3: Terminated
 
 
 def commands(folder: Path, **scripts: str) -> Path:
-    """Write commands that say again what the real ones said: shell after ``#!/bin/sh``, by name; return the folder."""
+    """Write commands that say again what the real ones said: shell after ``#!/bin/sh``, by name; others go."""
     folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir():
+        old.unlink()
     for name, script in scripts.items():
         path = folder / name
         path.write_text(f"#!/bin/sh\n{script}\n")
