@@ -14,7 +14,7 @@ from hub_repositories import RECIPE, reviews, tiny_model
 from hub_server import TOKEN, Hub, hub
 from safetensors.torch import load_file
 
-from finelaunch.provision.locked import find_lock
+from finelaunch.provision.locked import find_lock, read_lock
 from finelaunch.provision.resolve import Resolved, resolve_offline
 from finelaunch.provision.staging import stage
 from finelaunch.recipe.load import load_recipe, read_overrides
@@ -163,6 +163,14 @@ def test_a_second_prefetch_repairs_what_is_damaged(served: Hub, fetched: Site, t
     after = {**files_of(site.snapshots), **files_of(site.cache)}
     same = {name for name in before if "locks/" not in name}
     assert {name: after.get(name) for name in same} == {name: before[name] for name in same}
+    lock = Path(json.loads((site.folder / "answer.json").read_text())["lock"])
+    lock = site.cache / "locks" / lock.name
+    lock.write_text("{")
+    refused, repaired = site.run(None, TRAIN)[0], site.run(served, ("prefetch", "reviews.yaml"))[0]
+    assert refused.code == 2, refused.err
+    assert f"{lock}: is no lock of this version" in refused.err
+    assert repaired.code == 0, repaired.err
+    assert read_lock(lock) is not None
 
 
 @pytest.mark.parametrize(("name", "num_files"), [("tiny/pickled", 1), ("tiny/parts", 2)])

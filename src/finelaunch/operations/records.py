@@ -4,6 +4,7 @@ import getpass
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from finelaunch.slurm.submission import SubmittedJob, read_jobs
 
 RUNS = Path("runs")
 
+_KINDS = {"num_nodes": int, "num_tasks": int, "time_limit_seconds": int}
 _TAIL_BYTES = 1 << 16
 _LONGEST_TAIL_BYTES = 1 << 24
 
@@ -72,11 +74,16 @@ def events_of(run: RunDirectory) -> list[dict[str, Any]]:
 
 
 def jobs_of(run: RunDirectory) -> list[SubmittedJob]:
-    """Return the jobs that a run was given, in the order of their submission."""
+    """Return the jobs that a run was given, in the order of their submission; a fact of another kind is not there."""
     try:
-        return read_jobs(run)
+        jobs = read_jobs(run)
     except (OSError, TypeError, ValueError):
         return []
+    wrong = [
+        {name: None for name, value in asdict(job).items() if not isinstance(value, _KINDS.get(name, str))}
+        for job in jobs
+    ]
+    return [replace(job, **facts) for job, facts in zip(jobs, wrong, strict=True) if isinstance(job.time, str)]
 
 
 def manifest_of(run: RunDirectory) -> dict[str, Any]:

@@ -104,10 +104,20 @@ class _Files:
 
 def status_of(runs: Sequence[RunDirectory]) -> list[RunStatus]:
     """Return what became of ``runs``; Slurm is asked once for all that have not finished."""
-    files = [_Files(run, events_of(run), manifest_of(run), jobs_of(run), holder(run.lock)) for run in runs]
-    ids = [job.job_id for one in files if not one.is_finished and one.is_slurm for job in one.jobs]
+    before = [_files(run) for run in runs]
+    ids = [job.job_id for one in before if not one.is_finished and one.is_slurm for job in one.jobs]
     seen = job_states(list(dict.fromkeys(ids)))
-    return [_status(one, seen) for one in files]
+    # A run writes down how it ends, lets go of its lock, and only then its job is over: to be read the other way round.
+    return [_status(_files(one.run, one.holder), seen) for one in before]
+
+
+def _files(run: RunDirectory, before: Holder | None = None) -> _Files:
+    """Return what a run has written down; who held it before that was read counts as holding it."""
+    held = holder(run.lock)
+    events, manifest, jobs = events_of(run), manifest_of(run), jobs_of(run)
+    holders = [one for one in (before, held, holder(run.lock)) if one is not None]
+    alive = next((one for one in holders if not one.is_gone), None)
+    return _Files(run, events, manifest, jobs, alive or next(iter(holders), None))
 
 
 def _status(files: _Files, seen: Seen) -> RunStatus:

@@ -12,7 +12,7 @@ from typing import Any
 from finelaunch.data.cache import cache_root
 from finelaunch.data.hub import HUB_PREFIX, is_offline, repository
 from finelaunch.data.sources import resolve
-from finelaunch.errors import BadInput, RequirementMissing
+from finelaunch.errors import BadInput, Problem, RequirementMissing
 from finelaunch.evaluation.metrics import require_metrics
 from finelaunch.models.load import local_folder
 from finelaunch.preparation import given_splits, prepare, prepared_folder
@@ -125,11 +125,18 @@ def _fetch(recipe: Recipe, document: Document) -> Lock:
 
 def _remove_damaged(recipe: Recipe) -> None:
     """Remove what was made here of the hub's files and has changed since, so that it is made again."""
-    lock = find_lock(recipe)
+    try:
+        lock = find_lock(recipe)
+    except BadInput:  # the lock itself is damaged, and about to be written anew
+        lock = None
     for key, file in lock.files() if lock else ():
-        if file.place().exists() and locked_file(file.root, file.path) != file:
-            warn(f"{key}: {file.place()} has changed since it was fetched; it is fetched again")
-            shutil.rmtree(file.place().parent) if file.root == "cache" else remove_fetched(file.place())
+        place = file.place()
+        try:
+            if place.exists() and locked_file(file.root, file.path) != file:
+                warn(f"{key}: {place} has changed since it was fetched; it is fetched again")
+                shutil.rmtree(place.parent) if file.root == "cache" else remove_fetched(place)
+        except OSError as error:
+            raise RequirementMissing(f"{place}: cannot be fetched again: {error.strerror}") from None
 
 
 def _origin(document: Document, name: HubName) -> str:
@@ -147,7 +154,11 @@ def _local_files(recipe: Recipe, document: Document) -> Iterator[LockedFile]:
             found.append(resolve(path, f"data.{name}.path", document.origin(("data", name, "path"))))
     for path in dict.fromkeys(found):
         files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-        yield from (locked_file("local", file.absolute()) for file in files)
+        for file in files:
+            try:
+                yield locked_file("local", file.absolute())
+            except OSError as error:
+                raise BadInput(Problem(str(file), "", f"cannot be read: {error.strerror}")) from None
 
 
 def _write(lock: Lock, recipe: Recipe, fixed: Recipe, copy: Path | None) -> Path | None:

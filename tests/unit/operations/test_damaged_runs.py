@@ -97,7 +97,7 @@ def test_each_file_missing_empty_cut_foreign_or_a_folder(name, tmp_path, capsys)
 
 
 @given(st.dictionaries(st.sampled_from(FILES), LINES, min_size=1, max_size=4))
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_content_gives_a_traceback(tmp_path_factory, capsys, content):
     run = RunDirectory(tmp_path_factory.mktemp("run"))
     for name, lines in content.items():
