@@ -53,7 +53,7 @@ def user(shared_path):
 def test_an_ordinary_user(shared_path, user, uninterrupted):
     """Nobody else may read what they made."""
     began, run = time.monotonic(), Path(user.pw_dir) / "run"
-    python = readable_python(shared_path)
+    python, libraries = readable_python(shared_path)
     packages = os.pathsep.join([str(ROOT / "src"), sysconfig.get_path("purelib")])
     variables = {
         "HOME": user.pw_dir,
@@ -64,6 +64,7 @@ def test_an_ordinary_user(shared_path, user, uninterrupted):
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": packages,
         "HF_HUB_OFFLINE": "1",
+        "LD_LIBRARY_PATH": libraries,
     }
     as_user = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
     done = subprocess.run(
@@ -86,12 +87,11 @@ def test_an_ordinary_user(shared_path, user, uninterrupted):
 
 
 def readable_python(folder):
-    """Return the python of these tests if others may run it, else a copy of it that they may."""
+    """Return a python that others may run, and where its libraries are: that of these tests, or else a copy of it."""
     real = Path(sys.executable).resolve()
     if all(parent.stat().st_mode & 0o001 for parent in real.parents):
-        return str(real)
+        return str(real), ""
     copy = folder / "python"
-    shutil.copytree(
-        sys.base_prefix, copy, symlinks=True, ignore=shutil.ignore_patterns("test", "__pycache__", "site-packages")
-    )
-    return str(copy / "bin" / real.name)
+    leave_out = shutil.ignore_patterns("test", "__pycache__", "site-packages")
+    shutil.copytree(sys.base_prefix, copy, symlinks=True, ignore=leave_out)
+    return str(copy / "bin" / real.name), str(copy / "lib")
