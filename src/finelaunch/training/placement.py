@@ -1,6 +1,7 @@
 """What one worker runs on, settled before it starts: engine, device, precision and the cut of the global batch."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -108,14 +109,17 @@ def settle(placement: Placement, ranks: Ranks) -> Placement:
     if not torch.cuda.is_available():
         raise RequirementMissing("launch.device: no CUDA device is visible to torch; use --on cpu, or check nvidia-smi")
     count, wanted = torch.cuda.device_count(), ranks.local_world_size
-    if count < wanted:
+    has_own = has_own_gpu(count, wanted, os.environ)
+    if count < wanted and not has_own:
         raise BadInput(too_few_gpus(wanted, count, "launch profile"))
     if placement.engine.name == "single" and count != 1:
         raise RequirementMissing(
             f"launch.device: this process sees {count} GPUs where one was to be exposed; "
             "set CUDA_VISIBLE_DEVICES to one of them"
         )
-    torch.cuda.set_device(ranks.local_rank)
+    if has_own:
+        os.environ["LOCAL_RANK"] = "0"  # by which accelerate and DeepSpeed choose a device
+    torch.cuda.set_device(0 if has_own else ranks.local_rank)
     has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     has_tf32 = torch.cuda.get_device_capability() >= (8, 0)
     for precision, there in (("bf16", has_bf16), ("tf32", has_tf32)):
@@ -130,6 +134,19 @@ def settle(placement: Placement, ranks: Ranks) -> Placement:
     backends: Any = torch.backends
     backends.fp32_precision = "tf32" if placement.precision == "tf32" else "ieee"
     return placement
+
+
+def has_own_gpu(count: int, wanted: int, environment: Mapping[str, str]) -> bool:
+    """Return whether Slurm shows each rank one GPU of its own, as its first, as with ``--gpus-per-task``.
+
+    That no two ranks were shown the same one is checked once they can ask each other.
+
+    Args:
+        count: The GPUs that this rank sees.
+        wanted: The ranks of this machine.
+        environment: Of this rank.
+    """
+    return count == 1 < wanted and "SLURM_STEP_ID" in environment
 
 
 def start_engine(placement: Placement) -> None:

@@ -1,5 +1,6 @@
 """Seats: two ranks on one GPU and threads without cores are found; the same UUID on two hosts is no sharing."""
 
+from finelaunch.training.placement import has_own_gpu
 from finelaunch.training.seats import Seat, crowded, shared_gpu
 
 
@@ -21,3 +22,11 @@ def test_more_threads_than_cores() -> None:
     fine = [seat(0, "node1", None, (0, 1), 2), seat(1, "node1", None, (), 64)]
     assert crowded(fine) is None
     assert crowded([*fine, seat(2, "node1", None, (5,), 2)]) == seat(2, "node1", None, (5,), 2)
+
+
+def test_one_gpu_for_each_task_of_slurm() -> None:
+    in_step = {"SLURM_STEP_ID": "0"}
+    assert has_own_gpu(1, 4, in_step)
+    assert not has_own_gpu(1, 4, {}), "torchrun with too few GPUs"
+    assert not has_own_gpu(1, 1, in_step)
+    assert not has_own_gpu(4, 4, in_step), "--gres shows all of them to each"
