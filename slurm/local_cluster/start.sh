@@ -116,16 +116,15 @@ make_network() {
     ip link show "$BRIDGE" >/dev/null 2>&1 || ip link add "$BRIDGE" type bridge
     ip addr replace "$SUBNET.1/24" dev "$BRIDGE"
     ip link set "$BRIDGE" up
-    for node in $(seq 1 "$LSL_NODES"); do
+    for node in $(seq 1 "$LSL_NODES"); do # each line may find its work done
       namespace=lsl-node$node
-      if [ -e "/run/netns/$namespace" ]; then continue; fi
-      ip netns add "$namespace"
-      ip link add "lslv$node" type veth peer name eth0 netns "$namespace"
+      [ -e "/run/netns/$namespace" ] || ip netns add "$namespace"
+      ip link show "lslv$node" >/dev/null 2>&1 || ip link add "lslv$node" type veth peer name eth0 netns "$namespace"
       ip link set "lslv$node" master "$BRIDGE" up
-      ip -n "$namespace" addr add "$SUBNET.$((10 + node))/24" dev eth0
+      ip -n "$namespace" addr replace "$SUBNET.$((10 + node))/24" dev eth0
       ip -n "$namespace" link set eth0 up
       ip -n "$namespace" link set lo up
-      ip -n "$namespace" route add default via "$SUBNET.1"
+      ip -n "$namespace" route replace default via "$SUBNET.1"
     done
   fi
   { # the names of the nodes, in a block that stop.sh takes out again
@@ -191,7 +190,7 @@ start_node() { # start_node NAME
     sh -c "$inside; exec slurmd -D -N $1"
 }
 
-nodes_are_up() { [ "$(timeout 5 sinfo -h -N -p debug -t idle,alloc,mix -o %N | sort -u | wc -l)" = "$LSL_NODES" ]; }
+nodes_are_up() { [ "$(timeout 5 sinfo -h -N -p debug -o '%N %t' | grep -cE ' (idle|alloc|mix|comp|plnd)$')" = "$LSL_NODES" ]; } # * is silent
 node_reaches_node() { nsenter --net=/run/netns/lsl-node1 timeout 2 bash -c "</dev/tcp/$SUBNET.$((10 + LSL_NODES))/$NODE_PORT"; }
 
 install_packages

@@ -29,6 +29,7 @@ for file in "$LSL_DIR"/run/slurmd-*.pid; do if [ -e "$file" ]; then nodes+=("$(b
 end "${nodes[@]}" slurmctld
 for namespace in $(namespaces); do # what still runs in the networks of the nodes belongs to their jobs
   ip netns pids "$namespace" | xargs -r kill -9 || true
+  ip link del "lslv${namespace#lsl-node}" 2>/dev/null || true # its other end would outlive the name for a moment
   ip netns del "$namespace"
 done
 if ip link show "$BRIDGE" >/dev/null 2>&1; then ip link del "$BRIDGE"; fi

@@ -67,7 +67,9 @@ def with_settings(**settings: Any) -> Callable[[Any], Any]:
 
 
 def stop() -> None:
-    """Stop the cluster."""
+    """Stop the cluster if it runs."""
+    if running_settings() is None:
+        return
     subprocess.run([str(SCRIPTS / "stop.sh")], capture_output=True, timeout=120, check=True)
 
 
@@ -187,24 +189,6 @@ def requeues(run: Path) -> list[dict[str, Any]]:
     return manifest(run)["slurm"]["requeues"]
 
 
-def seconds_between(run: Path, asked: str | None = None) -> dict[str, Any]:
-    """Return the steps that the first requeue lost, and the seconds to its checkpoint and from there to the restart.
-
-    Args:
-        run: The run directory.
-        asked: When somebody asked for the requeue; None where Slurm did.
-    """
-    restarted = datetime.fromisoformat(events(run, "job_started")[1]["time"])
-    before = [datetime.fromisoformat(row["time"]) for row in events(run, "saved")]
-    saved = max((time for time in before if time < restarted), default=None)
-    facts: dict[str, Any] = {"lost_steps": requeues(run)[0]["lost_steps"]}
-    if saved is not None:
-        facts["to_running_seconds"] = (restarted - saved).total_seconds()
-        if asked is not None:
-            facts["to_saved_seconds"] = (saved - datetime.fromisoformat(asked)).total_seconds()
-    return facts
-
-
 def told(folder: Path) -> Iterator[str]:
     """Yield all that is known of the runs below a folder, for somebody who looks for what went wrong."""
     for jobs in sorted(folder.rglob("slurm/jobs.jsonl")):
@@ -232,8 +216,35 @@ def cancel_jobs(folder: Path) -> None:
         time.sleep(0.2)
 
 
-def note_scenario(name: str, **facts: Any) -> None:
-    """Add a line to the file that FINELAUNCH_SCENARIOS names: what a scenario ended in."""
-    if path := os.environ.get("FINELAUNCH_SCENARIOS"):
-        with Path(path).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"scenario": name, **facts}) + "\n")
+def note_scenario(
+    name: str, run: Path, end: str = "COMPLETED", same_weights: bool | None = True, asked: str | None = None
+) -> None:
+    """Add a line to the file that FINELAUNCH_SCENARIOS names: what a scenario ended in, with times from its events.
+
+    Args:
+        name: What was done to the run.
+        run: The run directory.
+        end: How the job ended.
+        same_weights: The weights are those of the run that nobody stopped; None where there are none.
+        asked: When somebody stopped the run; None where nobody did, or Slurm.
+    """
+    if not (path := os.environ.get("FINELAUNCH_SCENARIOS")):
+        return
+    rows = read_lines(run / "events.jsonl")
+    facts: dict[str, Any] = {"scenario": name, "end": end, "same_weights": same_weights}
+    facts["seconds"] = (_time(rows[-1]) - _time(rows[0])).total_seconds()
+    starts = [_time(row) for row in rows if row["event"] == "job_started"]
+    if len(starts) > 1:
+        facts["lost_steps"] = next(row["lost_steps"] for row in rows[::-1] if row["event"] == "training")
+        saves = [_time(row) for row in rows if row["event"] == "saved" and _time(row) < starts[1]]
+        since = datetime.fromisoformat(asked) if asked else max(saves, default=None)
+        if asked and (after := [saved for saved in saves if saved > datetime.fromisoformat(asked)]):
+            facts["to_saved_seconds"] = (after[-1] - datetime.fromisoformat(asked)).total_seconds()
+        if since is not None:
+            facts["to_running_seconds"] = (starts[1] - since).total_seconds()
+    with Path(path).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(facts) + "\n")
+
+
+def _time(row: dict[str, Any]) -> datetime:
+    return datetime.fromisoformat(row["time"])

@@ -40,7 +40,7 @@ def slurm() -> Iterator[None]:
             del os.environ["SLURM_CONF"]
         if before is None:
             cluster.stop()
-        else:
+        elif cluster.running_settings() != before:
             cluster.start(**before)
 
 

@@ -35,7 +35,7 @@ def status(run):
 
 @with_settings(ACCT=0)
 def test_a_run_is_watched_cancelled_and_continued(tmp_path, copied, uninterrupted):
-    began, run = time.monotonic(), tmp_path / "run"
+    run = tmp_path / "run"
     blocker = ask("sbatch", "--parsable", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 600").strip()
     copied.order(pace_seconds=0.3)
     try:
@@ -64,7 +64,7 @@ def test_a_run_is_watched_cancelled_and_continued(tmp_path, copied, uninterrupte
     assert (job(first)["JobState"], job(first)["Restarts"]) == ("CANCELLED", "0")
     assert newest_checkpoint(RunDirectory(run).checkpoints).step >= 12
     assert status(run)[1]["state"] == "cancelled"
-    note_scenario("finelaunch cancel", end="CANCELLED, stays so", seconds=time.monotonic() - began)
+    note_scenario("finelaunch cancel", run, end="CANCELLED, stays so", same_weights=None)
 
     copied.order()
     second = submit(run, **copied.environment)
@@ -77,7 +77,7 @@ def test_a_run_is_watched_cancelled_and_continued(tmp_path, copied, uninterrupte
 
 @with_settings(ACCT=0)
 def test_a_failing_rank_is_named_and_ends_the_job(tmp_path, copied):
-    began, run = time.monotonic(), tmp_path / "run"
+    run = tmp_path / "run"
     copied.order(ends="raise", rank=3, step=8)
     failed = submit(run, **copied.environment)
     wait_for_end(failed, "FAILED")
@@ -89,4 +89,4 @@ def test_a_failing_rank_is_named_and_ends_the_job(tmp_path, copied):
     assert "rank 3" in text, text
     assert "the test had this rank fail" in text, text
     assert not any(f"rank {victim}" in text for victim in range(3)), text
-    note_scenario("one rank raises", end="FAILED, not requeued", seconds=time.monotonic() - began)
+    note_scenario("one rank raises", run, end="FAILED, not requeued", same_weights=None)

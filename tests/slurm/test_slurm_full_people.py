@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import time
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,7 @@ USER = "finelaunch-test"
 
 def test_a_job_submits_another(tmp_path, uninterrupted):
     """What Slurm has set in the outer job must not reach the inner one."""
-    began, run = time.monotonic(), tmp_path / "run"
+    run = tmp_path / "run"
     words = shlex.join(map(str, [sys.executable, "-m", "finelaunch", *submission(run)]))
     left = "SLURM_CPU_BIND=quiet,mask_cpu:0x1 SLURM_MEM_PER_CPU=77 SLURM_NTASKS=1 SBATCH_PARTITION=nowhere"
     options = ["--parsable", "-N1", "-n1", "--time=5", f"--output={tmp_path}/outer.out"]
@@ -33,7 +32,7 @@ def test_a_job_submits_another(tmp_path, uninterrupted):
     wait_for_end(job_ids(run)[0])
     assert manifest(run)["engine"]["world_size"] == 4
     assert weights_hash(RunDirectory(run)) == uninterrupted("cpu_ddp")
-    note_scenario("submitted within a job", end="COMPLETED", same_weights=True, seconds=time.monotonic() - began)
+    note_scenario("submitted within a job", run)
 
 
 def ended(number):
@@ -52,7 +51,7 @@ def user(shared_path):
 
 def test_an_ordinary_user(shared_path, user, uninterrupted):
     """Nobody else may read what they made."""
-    began, run = time.monotonic(), Path(user.pw_dir) / "run"
+    run = Path(user.pw_dir) / "run"
     python, libraries = readable_python(shared_path)
     packages = os.pathsep.join([str(ROOT / "src"), sysconfig.get_path("purelib")])
     variables = {
@@ -83,7 +82,7 @@ def test_an_ordinary_user(shared_path, user, uninterrupted):
     assert {path.stat().st_uid for path in paths} == {user.pw_uid}
     open_ones = [str(path) for path in paths if path.stat().st_mode & 0o077]
     assert not open_ones
-    note_scenario("an ordinary user", end="COMPLETED", same_weights=True, seconds=time.monotonic() - began)
+    note_scenario("an ordinary user", run)
 
 
 def readable_python(folder):

@@ -1,7 +1,5 @@
 """Further ways to be stopped: preemption, cgroups with loader workers, a signal at the start, no scontrol on nodes."""
 
-import time
-
 import pytest
 from integration.runs import weights_hash
 from slurm.cluster import (
@@ -12,7 +10,6 @@ from slurm.cluster import (
     manifest,
     note_scenario,
     requeues,
-    seconds_between,
     submit,
     wait_for_end,
     wait_for_event,
@@ -28,7 +25,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.slurm_full]
 
 def stopped(name, tmp_path, copied, uninterrupted, stop, *words):
     """Have a run stopped after some steps by ``stop``, hold that nothing was lost, and return its requeue."""
-    began, run = time.monotonic(), tmp_path / "run"
+    run = tmp_path / "run"
     copied.order(pace_seconds=0.3)
     number = submit(run, *words, **copied.environment)
     wait_for_step(run, 12)
@@ -42,8 +39,7 @@ def stopped(name, tmp_path, copied, uninterrupted, stop, *words):
     assert requeue["lost_steps"] == 0
     assert requeue["step"] >= 12
     assert weights_hash(RunDirectory(run)) == uninterrupted("cpu_ddp")
-    facts = seconds_between(run, asked)
-    note_scenario(name, end="COMPLETED", same_weights=True, **facts, seconds=time.monotonic() - began)
+    note_scenario(name, run, asked=asked)
     return requeue
 
 
@@ -76,7 +72,7 @@ def test_requeued_by_an_operator_under_cgroups(tmp_path, copied, uninterrupted):
 
 
 def test_a_signal_during_start_up_requeues_and_nothing_is_lost(tmp_path, uninterrupted):
-    began, run = time.monotonic(), tmp_path / "run"
+    run = tmp_path / "run"
     number = submit(run)
     wait_for_event(run, "job_started")
     asked = now()
@@ -86,15 +82,12 @@ def test_a_signal_during_start_up_requeues_and_nothing_is_lost(tmp_path, uninter
     wait_for_end(number)
     assert job(number)["Restarts"] == "1"
     assert weights_hash(RunDirectory(run)) == uninterrupted("cpu_ddp")
-    facts = seconds_between(run, asked)
-    note_scenario(
-        "SIGUSR2 during start-up", end="COMPLETED", same_weights=True, **facts, seconds=time.monotonic() - began
-    )
+    note_scenario("SIGUSR2 during start-up", run, asked=asked)
 
 
 @with_settings(FORBID_SCONTROL=1)
 def test_a_successor_takes_over_where_scontrol_is_forbidden(tmp_path, copied, uninterrupted):
-    began, run = time.monotonic(), tmp_path / "run"
+    run = tmp_path / "run"
     copied.order(pace_seconds=0.3)
     submit(run, "cluster.requeue=successors", "cluster.successors=1", **copied.environment)
     first, second = job_ids(run)
@@ -110,11 +103,4 @@ def test_a_successor_takes_over_where_scontrol_is_forbidden(tmp_path, copied, un
     assert events(run, "training")[1]["from_step"] >= 12
     assert manifest(run)["slurm"]["jobs"] == [first, second]
     assert weights_hash(RunDirectory(run)) == uninterrupted("cpu_ddp")
-    facts = seconds_between(run, asked)
-    note_scenario(
-        "no scontrol on nodes, a successor",
-        end="COMPLETED",
-        same_weights=True,
-        **facts,
-        seconds=time.monotonic() - began,
-    )
+    note_scenario("no scontrol on nodes, a successor", run, asked=asked)

@@ -91,6 +91,9 @@ def submit_run(
     ]
     with RunLock(run.lock):
         refuse_another_job(run, recipe, profile, placement, allow_change)
+        if run.finished():
+            say(f"{run.path} is finished; --fresh trains anew, --name NAME beside it")
+            return EXIT_DONE
     environment, left_out = submission_environment(os.environ)
     _share(run, cluster, cluster_document)
     argv, _ = rank_command(plan, {RUN: str(run.path), PYTHON: sys.executable})

@@ -131,6 +131,7 @@ def note_start(run: RunDirectory, profile_name: str) -> None:
             step=_newest_step(run),
         )
     run.record("job_started", job_id=job.job_id, restart=restart, nodes=os.environ.get("SLURM_JOB_NODELIST"))
+    state_requeues(run)
     if mine.after is not None and any(event["event"] in ("failed", "cancelled") for event in ends):
         how = ends[-1]
         raise FinelaunchError(
