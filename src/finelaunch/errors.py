@@ -91,10 +91,12 @@ class Stopped(FinelaunchError):
     Args:
         text: What was stopped and what continues it.
         agreed: Whether all ranks are here, so that they can end together.
+        reason: What asked for it, such as ``SIGTERM``, of whichever rank.
     """
 
     exit_code = EXIT_STOPPED
 
-    def __init__(self, text: str, agreed: bool = False) -> None:
+    def __init__(self, text: str, agreed: bool = False, reason: str = "") -> None:
         self.agreed = agreed
+        self.reason = reason
         super().__init__(text)

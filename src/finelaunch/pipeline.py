@@ -20,17 +20,17 @@ from finelaunch.reporting.rows import report_data
 from finelaunch.run import log, signals
 from finelaunch.run.directory import RunDirectory, Stopwatch
 from finelaunch.run.files import read_lines, write_json, write_lines, write_text
-from finelaunch.run.lock import RunLock
+from finelaunch.run.lock import STALE_SECONDS, RunLock
 from finelaunch.run.ranks import Gate, gather
 from finelaunch.run.stops import has_peer_stopped
 from finelaunch.run.watch import watching
-from finelaunch.slurm.requeue import note_start
+from finelaunch.slurm.history import note_start
 from finelaunch.tasks import task_for
 from finelaunch.training.checkpoints import FREE_KEYS, Identity
 from finelaunch.training.faults import name_fault
 from finelaunch.training.manifest import newest_checkpoint
 from finelaunch.training.placement import Placement, move, settle, start_engine
-from finelaunch.training.seats import take_seats
+from finelaunch.training.seats import refuse_shared_gpus, take_seats
 
 if TYPE_CHECKING:
     from finelaunch.evaluation.evaluate import Evaluator
@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 
 FINISHED = "finished"
 """The first rank's word to the others where there is nothing left to do."""
+
+SETTLING_SECONDS = 30.0
+"""What the first rank does with the run directory beside waiting for its lock, before it meets the others."""
 
 
 def train_recipe(job: Job, run: RunDirectory, allow_change: Collection[str] = ()) -> dict[str, Any]:
@@ -58,11 +61,13 @@ def train_recipe(job: Job, run: RunDirectory, allow_change: Collection[str] = ()
     """
     signals.raise_again()
     placement = place(job.recipe.training, job.profile, job.profile_document)
-    gate = Gate(job.ranks, placement.collective_timeout_seconds)
+    waits_for_lock = job.profile.target == "slurm"
+    first_comes_within = STALE_SECONDS + SETTLING_SECONDS if waits_for_lock else 0.0
+    gate = Gate(job.ranks, placement.collective_timeout_seconds, first_comes_within)
     if not job.ranks.is_first:
         return _follow(job, run, placement, gate)
     recipe, launch = job.recipe.model_dump(mode="json"), job.profile.model_dump(mode="json")
-    with RunLock(run.lock, waits=job.profile.target == "slurm") as lock:
+    with RunLock(run.lock, waits=waits_for_lock) as lock:
         changed = refuse_another_job(run, job.recipe, job.profile, placement, allow_change)
         if changed and not run.finished():
             permitted = [key for key in changed if key not in FREE_KEYS]
@@ -105,7 +110,7 @@ def _stopped(job: Job, run: RunDirectory, reason: str, agreed: bool) -> Stopped:
     """Return the end of the first rank where a run was stopped; written down where the disk still takes it."""
     with suppress(OSError):
         run.record("stopped", signal=reason)
-    return Stopped(_how_it_continues(job, run, reason), agreed)
+    return Stopped(_how_it_continues(job, run, reason), agreed, reason)
 
 
 def _how_it_continues(job: Job, run: RunDirectory, stop: str) -> str:
@@ -137,7 +142,7 @@ def _follow(job: Job, run: RunDirectory, placement: Placement, gate: Gate) -> di
         word = gate.wait()
     except LostPeer as error:
         if has_peer_stopped(error):
-            raise Stopped(f"stopped by {signals.requested()}; {error}") from None
+            raise Stopped(f"stopped by {signals.requested()}; {error}", reason=str(signals.requested())) from None
         raise
     if word == FINISHED:
         return {}
@@ -146,11 +151,11 @@ def _follow(job: Job, run: RunDirectory, placement: Placement, gate: Gate) -> di
     try:
         return _stages(job, run, placement, gate, ())
     except Interrupted as stop:
-        raise Stopped(f"stopped by {stop}", stop.agreed) from None
+        raise Stopped(f"stopped by {stop}", stop.agreed, str(stop)) from None
     except BaseException as error:
         named = _named(error, run, placement)
         if has_peer_stopped(named):
-            raise Stopped(f"stopped by {signals.requested()}; {named}") from None
+            raise Stopped(f"stopped by {signals.requested()}; {named}", reason=str(signals.requested())) from None
         if named is not None:
             raise named from None
         raise
@@ -186,6 +191,7 @@ def _stages(
 
     signals.hold()
     placement = settle(placement, job.ranks)
+    refuse_shared_gpus(placement, gate)
     start_engine(placement)
     if job.ranks.is_launched:
         run.note(ranks=take_seats(placement, job.ranks, job.profile.target == "slurm"))

@@ -38,6 +38,7 @@ def test_two_nodes_run_what_was_asked(tmp_path, uninterrupted):
     facts = {key: engine[key] for key in ("name", "world_size", "backend", "dtype")}
     assert facts == {"name": "ddp", "world_size": 4, "backend": "gloo", "dtype": "float32"}
     (number,) = job_ids(run)
+    wait_for_end(number)  # --wait ends with the run, a moment before its job
     assert job(number)["JobState"] == "COMPLETED"
     assert manifest(run)["slurm"] == {"cluster": "local", "jobs": [number], "requeues": []}
     assert "node[1-2]" in events(run, "job_started")[0]["nodes"]

@@ -21,7 +21,7 @@ def main() -> None:
         app(standalone_mode=True)
     except Stopped as stop:
         complain(str(stop))
-        signals.leave(str(stop))
+        signals.leave(stop.reason or str(stop))
         sys.exit(stop.exit_code)
     except FinelaunchError as error:
         complain(str(error))

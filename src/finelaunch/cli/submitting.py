@@ -1,8 +1,8 @@
 """``launch`` on a Slurm cluster: everything is checked here, then the run is handed over."""
 
+import grp
 import json
 import os
-import shutil
 import stat
 import sys
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from finelaunch.run.lock import RunLock
 from finelaunch.run.log import say
 from finelaunch.section.document import Document
 from finelaunch.slurm.jobs import job_states
-from finelaunch.slurm.submission import Submission, read_jobs, submit
+from finelaunch.slurm.submission import Submission, read_jobs, require_submission, submit
 
 UMASK = {True: 0o007, False: 0o077}
 """Who may read what a job writes: its owner's group where the cluster profile names one, else the owner alone."""
@@ -63,17 +63,16 @@ def submit_run(
     cluster, cluster_document, cluster_name = site
     run = RunDirectory(Path(os.path.abspath(run.path)))
     _refuse_unshared(run, cluster, cluster_document)
+    _refuse_foreign_group(cluster, cluster_document)
     refuse_unfetched(job.recipe, job.document, cluster, cluster_name)
     recipe, _ = pinned(job.recipe, job.document)
-    _refuse_second(run)
     placement = place(recipe.training, job.profile, job.profile_document)
     job.profile.engine(job.profile_document).require()
-    os.umask(UMASK[cluster.group is not None])
-    if fresh and run.exists():
-        begin_anew(run, recipe)
+    require_submission()
     run.refuse_foreign_files()
-    save_seconds = longest_save(run)
-    profile = _with_grace(job.profile, signal_delay(cluster, save_seconds))
+    save_seconds = None if fresh else longest_save(run)
+    delay_seconds = signal_delay(cluster, save_seconds)
+    profile = _with_grace(job.profile, delay_seconds)
     scripts = [
         render(
             cluster,
@@ -89,19 +88,13 @@ def submit_run(
         )
         for number in range(1 + cluster.successors)
     ]
-    with RunLock(run.lock):
-        refuse_another_job(run, recipe, profile, placement, allow_change)
-        if run.finished():
-            say(f"{run.path} is finished; --fresh trains anew, --name NAME beside it")
-            return EXIT_DONE
     environment, left_out = submission_environment(os.environ)
-    _share(run, cluster, cluster_document)
     argv, _ = rank_command(plan, {RUN: str(run.path), PYTHON: sys.executable})
     submission = Submission(
         run=run,
         recipe=recipe.model_dump(mode="json"),
         profile=profile.model_dump(mode="json"),
-        cluster=cluster.model_dump(mode="json"),
+        cluster={**cluster.model_dump(mode="json"), "signal_delay_seconds": delay_seconds},
         profile_name=job.profile_name,
         cluster_name=cluster_name,
         time_limit_seconds=cluster.time_limit_seconds,
@@ -111,7 +104,18 @@ def submit_run(
         scripts=scripts,
         environment=environment,
     )
-    jobs = submit(submission)
+    _refuse_second(run)  # it can say more than a lock that the job holds
+    os.umask(UMASK[cluster.group is not None])
+    if fresh and run.exists():
+        begin_anew(run, recipe)
+    with RunLock(run.lock):
+        _refuse_second(run)  # somebody else may have been faster
+        refuse_another_job(run, recipe, profile, placement, allow_change)
+        if run.finished():
+            say(f"{run.path} is finished; --fresh trains anew, --name NAME beside it")
+            return EXIT_DONE
+        _share(run, cluster, cluster_document)
+        jobs = submit(submission)
     if secrets := [name for name in left_out if not name.startswith(("SLURM", "SBATCH", "SRUN"))]:
         say(f"not handed on to the job: {', '.join(secrets)}")
     if as_json:
@@ -168,21 +172,43 @@ def _refuse_unshared(run: RunDirectory, cluster: Cluster, document: Document) ->
         raise BadInput(Problem(origin, "cluster.shared_folder", what, "", "choose --run-dir below it"))
 
 
+def _refuse_foreign_group(cluster: Cluster, document: Document) -> None:
+    """Refuse a group that this user cannot give files to.
+
+    Raises:
+        BadInput: There is none of that name, or this user does not belong to it.
+    """
+    if cluster.group is None:
+        return
+    try:
+        number = grp.getgrnam(cluster.group).gr_gid
+    except KeyError:
+        what = f"there is no group {cluster.group!r}"
+    else:
+        if os.geteuid() == 0 or number in (os.getegid(), *os.getgroups()):
+            return
+        what = f"this user does not belong to {cluster.group!r}"
+    raise BadInput(Problem(document.origin(("group",)), "cluster.group", what, "", "one that id -Gn names"))
+
+
 def _share(run: RunDirectory, cluster: Cluster, document: Document) -> None:
     """Make the folders of a run, for the group that the cluster profile names where it names one.
 
     Raises:
-        BadInput: There is no such group, or this user does not belong to it.
+        BadInput: A folder of somebody else is not for that group; only its owner can change that.
     """
     run.slurm.mkdir(parents=True, exist_ok=True)
     if cluster.group is None:
         return
-    try:
-        for folder in (run.path, run.slurm):
-            shutil.chown(folder, group=cluster.group)
-            folder.chmod(stat.S_ISGID | 0o770)
-    except (LookupError, PermissionError):
-        what = f"{cluster.group!r} is no group of this user's"
-        raise BadInput(
-            Problem(document.origin(("group",)), "cluster.group", what, "", "one that id -Gn names")
-        ) from None
+    group, wanted = grp.getgrnam(cluster.group).gr_gid, stat.S_ISGID | 0o770
+    for folder in (run.path, run.slurm):
+        known = folder.stat()
+        try:
+            if known.st_gid != group:
+                os.chown(folder, -1, group)
+            if known.st_gid != group or known.st_mode & wanted != wanted:
+                folder.chmod(wanted)
+        except PermissionError:
+            what = f"{folder} is somebody else's, and not for {cluster.group!r}"
+            remedy = f"have its owner do: chgrp {cluster.group} {folder}; chmod 2770 {folder}"
+            raise BadInput(Problem(document.origin(("group",)), "cluster.group", what, "", remedy)) from None

@@ -58,6 +58,7 @@ def train(
     from finelaunch.run import log
     from finelaunch.run.ranks import Ranks
     from finelaunch.section.lookup import find
+    from finelaunch.slurm.history import restart_count
     from finelaunch.slurm.ranks import adopt_ranks, in_job
     from finelaunch.slurm.submission import profile_name_of
     from finelaunch.training.placement import stop_engine
@@ -73,22 +74,25 @@ def train(
         raise BadInput(Problem("command line", f"cluster.{keys[0]}", what, "", "use it with launch or plan"))
     run = run_directory(name, run_dir, find(recipe, "recipes"), ranks.rank)
     machine = replace(machine, name=profile_name_of(run, machine.name))
-    placement = place(loaded.training, machine.profile, machine.document)
-    check_arithmetic(placement, os.environ, loaded.training.max_grad_norm)
-    signals.stop_after(machine.profile.seconds_until_stop)
-    if fresh and ranks.is_first and run.exists():
-        begin_anew(run, loaded)
-    log.say(f"run {run.path} {machine.sentence()}")
-    os.environ.update(staged(run, loaded) if machine.profile.target == "slurm" else {})
-    job = Job(loaded, document, machine.profile, machine.document, machine.name, ranks)
-    try:
-        with in_job(run, machine.profile, ranks):
+    is_slurm = machine.profile.target == "slurm"
+    with in_job(run, machine.profile, ranks):
+        placement = place(loaded.training, machine.profile, machine.document)
+        check_arithmetic(placement, os.environ, loaded.training.max_grad_norm)
+        signals.stop_after(machine.profile.seconds_until_stop)
+        if fresh and is_slurm and restart_count():
+            log.say("--fresh is for the first start of a job; this one goes on")
+        elif fresh and ranks.is_first and run.exists():
+            begin_anew(run, loaded)
+        log.say(f"run {run.path} {machine.sentence()}")
+        os.environ.update(staged(run, loaded) if is_slurm else {})
+        job = Job(loaded, document, machine.profile, machine.document, machine.name, ranks)
+        try:
             metrics = train_recipe(job, run, allow_change or ())
-    except Stopped as stop:
-        signals.ignore()
-        if stop.agreed:
-            stop_engine()
-        raise
+        except Stopped as stop:
+            signals.ignore()
+            if stop.agreed:
+                stop_engine()
+            raise
     signals.ignore()
     if ranks.is_launched:
         stop_engine()

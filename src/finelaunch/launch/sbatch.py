@@ -10,10 +10,13 @@ What must be so, and why:
 - ``--cpu-bind=none``, unless the site says otherwise: a rank may use every core that the job has on its node, as under
   torchrun. Binding is worth a few percent where it fits; where a job's cores are not whole sockets or whole cores it
   ends the job ("Unable to satisfy cpu bind request"), on some starts and not on others.
-- No ``--export``: a job has the environment of its submission (:func:`submission_environment` says which). A list there
-  would drop what the site's own profile sets.
+- No ``--export`` for sbatch: a job has the environment of its submission (:func:`submission_environment` says which). A
+  list there would drop what the site's own profile sets. ``--export=ALL`` for every srun: where a site sets
+  SLURM_EXPORT_ENV=NONE for jobs, ranks would get nothing of what the script exports.
 - TMPDIR below scratch is made on every node by a step of its own, before it is exported: slurmd looks for the folder
-  when it starts a task, and puts /tmp in its place where it is not there.
+  when it starts a task, and puts /tmp in its place where it is not there. Its name holds the job's number, since the
+  last step removes it and several jobs may share a scratch. A job that Slurm ends does not come to that step: its next
+  start finds the folder again.
 """
 
 import math
@@ -82,7 +85,7 @@ def render(
         *_exports(cluster, profile, cache),
         *_scratch(cluster, profile),
         "",
-        _start(cluster, run, cluster.python or python),
+        *_with_end(cluster, profile, _start(cluster, run, cluster.python or python)),
     ]
     return "\n".join(lines) + "\n"
 
@@ -110,9 +113,10 @@ def by_hand(
     """
     variables = {"RECIPE": recipe_name, "PROFILE": profile_name, "RUN": f"runs/{run_name}"}
     told = ("partition", "account", "qos", "time", "nodes", "ntasks-per-node", "cpus-per-task", "gres", "mem")
-    told += ("gpus-per-node", "gpus-per-task")
+    told += ("gpus-per-node", "gpus-per-task", "signal")
     options = _options(cluster, profile, run_name, "", "", None, signal_delay(cluster))
     options.setdefault("gres", "none")  # takes back what the script asks for
+    options["mem"] = options.get("mem") or "0"  # the same: all that the node has
     named = [f"--{name}={options[name]}" for name in told if options.get(name) is not None]
     set_before = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
     others = [word for word in words if not word.startswith("cluster.")]
@@ -252,16 +256,35 @@ def _scratch(cluster: Cluster, profile: Profile) -> Iterator[str]:
     """Yield what makes the folder for temporary files on every node."""
     if cluster.scratch is None:
         return
-    nodes = profile.num_nodes
     yield f"export FINELAUNCH_SCRATCH={shell.scratch_word(cluster.scratch)}"
-    yield f'srun --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 mkdir -p -- "$FINELAUNCH_SCRATCH/tmp" || exit'
-    yield 'export TMPDIR="$FINELAUNCH_SCRATCH/tmp"'
+    yield f'{_on_each_node(profile)} mkdir -p -- "$FINELAUNCH_SCRATCH/tmp-$SLURM_JOB_ID" || exit'
+    yield 'export TMPDIR="$FINELAUNCH_SCRATCH/tmp-$SLURM_JOB_ID"'
+
+
+def _with_end(cluster: Cluster, profile: Profile, start: str) -> Iterator[str]:
+    """Yield the start, and what removes the folder for temporary files after it and keeps its exit code.
+
+    The copy that was staged goes too, unless the folder is not the job's alone: others may use it then.
+    """
+    if cluster.scratch is None:
+        yield start
+        return
+    remove = 'rm -rf -- "${FINELAUNCH_SCRATCH:?}/tmp-$SLURM_JOB_ID"'
+    if cluster.stage and shell.names_job(cluster.scratch):
+        staged = ' "${FINELAUNCH_SCRATCH:?}"/hub-* "${FINELAUNCH_SCRATCH:?}"/.hub-*'
+        remove = f"sh -c '{remove}{staged}'"  # * is to be what lies on the node
+    yield from ("code=0", f"{start} || code=$?", f"{_on_each_node(profile)} {remove}", 'exit "$code"')
+
+
+def _on_each_node(profile: Profile) -> str:
+    nodes = profile.num_nodes
+    return f"srun --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 --export=ALL"
 
 
 def _start(cluster: Cluster, run: str, python: str) -> str:
     binding = [] if any(word.startswith("--cpu-bind") for word in cluster.srun_args) else ["--cpu-bind=none"]
     logs = ["--open-mode=append", "--output", f"{run}/slurm/%j_%t_log.out", "--error", f"{run}/slurm/%j_%t_log.err"]
-    srun = ["srun", "--unbuffered", "--kill-on-bad-exit=1", *binding, *logs, *cluster.srun_args]
+    srun = ["srun", "--unbuffered", "--kill-on-bad-exit=1", "--export=ALL", *binding, *logs, *cluster.srun_args]
     return shlex.join([*srun, *cluster.container, python, "-u", "-m", "finelaunch.slurm.task", f"{run}/slurm"])
 
 

@@ -185,6 +185,11 @@ def scratch_word(scratch: str) -> str:
     return word + (shlex.quote(scratch[end:]) if scratch[end:] else "")
 
 
+def names_job(scratch: str) -> bool:
+    """Return whether a folder of a node is one job's alone, by its number in the name."""
+    return any("SLURM_JOB_ID" in found.groups() for found in _SCRATCH_VARIABLE.finditer(scratch))
+
+
 def directive(name: str, value: object = True) -> str:
     """Return a line for sbatch, quoted as sbatch parses it.
 

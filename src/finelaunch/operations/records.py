@@ -11,6 +11,7 @@ from typing import Any
 from finelaunch.errors import BadInput, Problem
 from finelaunch.run.directory import RunDirectory
 from finelaunch.run.files import read_lines
+from finelaunch.slurm import history
 from finelaunch.slurm.submission import SubmittedJob, read_jobs
 
 RUNS = Path("runs")
@@ -53,7 +54,7 @@ def all_runs() -> list[RunDirectory]:
 def is_run(path: Path) -> bool:
     """Return whether something of a run is in ``path``; one that was only submitted has no recipe of its own yet."""
     run = RunDirectory(path)
-    signs = (run.recipe, run.manifest, run.events, run.lock, run.slurm / "jobs.jsonl")
+    signs = (run.manifest, run.events, run.lock, run.slurm / "jobs.jsonl")  # RUN/slurm holds a recipe, and is no run
     try:
         return any(os.path.isfile(sign) for sign in signs)
     except ValueError:  # a name with a NUL
@@ -69,8 +70,11 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 
 def events_of(run: RunDirectory) -> list[dict[str, Any]]:
-    """Return the events of a run."""
-    return [row for row in rows_of(run.events) if isinstance(row.get("event"), str)]
+    """Return the events of a run, the failures of all its ranks among them."""
+    try:
+        return history.events_of(run)
+    except OSError:
+        return []
 
 
 def jobs_of(run: RunDirectory) -> list[SubmittedJob]:

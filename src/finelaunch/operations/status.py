@@ -17,8 +17,8 @@ from finelaunch.operations.records import events_of, jobs_of, manifest_of, secti
 from finelaunch.run.directory import RunDirectory
 from finelaunch.run.lock import Holder, holder
 from finelaunch.slurm.ends import End, why_ended
+from finelaunch.slurm.history import requeues
 from finelaunch.slurm.jobs import JobState, Seen, job_states
-from finelaunch.slurm.requeue import requeues
 from finelaunch.slurm.submission import SubmittedJob
 
 LIVE = ("submitted", "pending", "requeued", "running", "ending")

@@ -5,6 +5,7 @@ RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT.
 """
 
 import itertools
+import json
 import os
 import threading
 import time
@@ -20,9 +21,20 @@ from finelaunch.run.files import unreadable_text
 HEARTBEAT_SECONDS = 5.0
 LOOK_SECONDS = 0.1
 
-
-LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "Broken pipe", "NCCL error")
-"""What collectives say of a rank that ended or hangs."""
+LOST_PEER = (
+    "Connection closed by peer",  # gloo
+    "Connection reset by peer",
+    "Broken pipe",
+    "Timed out waiting",
+    "Application timeout caused pair closure",
+    "Connection closed by remote peer",  # NCCL
+    "remote process exited",
+    "ncclRemoteError",
+    "Watchdog caught collective operation timeout",  # torch's ProcessGroupNCCL
+    "Did the remote server shutdown or crash",  # the key-value store
+    "wait timeout after",
+)
+"""What collectives say of a rank that ended or hangs; an NCCL error as such may as well be this rank's own."""
 
 
 @dataclass(frozen=True)
@@ -96,15 +108,20 @@ class Gate:
     Args:
         ranks: This process.
         timeout_seconds: How long a rank waits without a sign of life of the others.
+        first_comes_within_seconds: How long the others wait for the first rank to come, where that may be longer: in a
+            job of Slurm it may have to wait for the lock of a start before.
     """
 
     _numbers = itertools.count()
 
-    def __init__(self, ranks: Ranks, timeout_seconds: float) -> None:
+    def __init__(self, ranks: Ranks, timeout_seconds: float, first_comes_within_seconds: float = 0.0) -> None:
         self.ranks = ranks
         self.timeout_seconds = timeout_seconds
+        self.first_comes_within_seconds = first_comes_within_seconds
         number = next(self._numbers)  # the same on every rank, for processes that make several runs
-        self._alive, self._word, self._read = (f"finelaunch/{number}/{key}" for key in ("alive", "word", "read"))
+        keys = ("alive", "word", "read", "exchange")
+        self._alive, self._word, self._read, self._exchange = (f"finelaunch/{number}/{key}" for key in keys)
+        self._num_exchanges = 0
         self._store: Any = None
         self._opened = threading.Event()
 
@@ -112,7 +129,8 @@ class Gate:
         """Wait until all ranks have come; the first then begins to give signs of life.
 
         Raises:
-            FinelaunchError: Some have not come in time, or the port is in use.
+            BadInput: The port is in use.
+            FinelaunchError: Some have not come in time.
         """
         if self.ranks.world_size == 1:
             return
@@ -120,19 +138,26 @@ class Gate:
             from torch.distributed import DistError
             from torch.distributed.rendezvous import rendezvous
 
-        wait = timedelta(seconds=self.timeout_seconds)
+        wait = self.timeout_seconds
+        if not self.ranks.is_first:  # which has waited for all that it waits for when it comes here
+            wait = max(wait, self.first_comes_within_seconds)
+        limit = timedelta(seconds=wait)
         try:
-            self._store, _, _ = next(rendezvous("env://", self.ranks.rank, self.ranks.world_size, timeout=wait))
+            self._store, _, _ = next(rendezvous("env://", self.ranks.rank, self.ranks.world_size, timeout=limit))
         except (DistError, RuntimeError, ValueError) as error:
             place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
             if "EADDRINUSE" in str(error) or "address already in use" in str(error):
                 what = f"port {os.environ['MASTER_PORT']} is in use by another program"
-                raise BadInput(Problem("environment", "MASTER_PORT", what, "", "choose a free one")) from None
+                remedy = "choose a free one"
+                if "SLURM_JOB_ID" in os.environ:
+                    remedy = "launch again: the port follows from the number of the job"
+                raise BadInput(Problem("environment", "MASTER_PORT", what, "", remedy)) from None
             raise FinelaunchError(
                 f"rank {self.ranks.rank}: the {self.ranks.world_size} processes did not meet at {place} within "
-                f"{self.timeout_seconds:.0f} s: {str(error).splitlines()[0]:.200}; check that all were started and "
+                f"{wait:.0f} s: {str(error).splitlines()[0]:.200}; check that all were started and "
                 "that MASTER_ADDR can be reached from every machine"
             ) from None
+        self._store.set_timeout(timedelta(seconds=self.timeout_seconds))
         if self.ranks.is_first:
             threading.Thread(target=self._beat, name="gate", daemon=True).start()
 
@@ -182,8 +207,45 @@ class Gate:
             self._store.add(self._read, 1)
             return word
         except RuntimeError as error:  # the store went with the first rank
-            why = str(error).splitlines()[0]
-            raise LostPeer(f"rank {self.ranks.rank}: the first rank has ended: {why:.200}") from None
+            raise self._first_has_ended(error) from None
+
+    def exchange(self, value: Any) -> list[Any]:
+        """Return ``value`` of every rank, in their order, on every rank; it goes through JSON, and no process group.
+
+        All ranks call this at the same place, after :meth:`open` and :meth:`wait`. The first one stays until all have
+        read, since it keeps the store: each of them may end over what it reads.
+
+        Raises:
+            LostPeer: A rank has not come in time, or the first one has ended.
+        """
+        if self._store is None:
+            return [value]
+        name, self._num_exchanges = f"{self._exchange}/{self._num_exchanges}", self._num_exchanges + 1
+        keys = [f"{name}/{rank}" for rank in range(self.ranks.world_size)]
+        deadline = time.monotonic() + self.timeout_seconds
+        try:
+            self._store.set(keys[self.ranks.rank], json.dumps(value))
+            while not self._store.check(keys):
+                if time.monotonic() > deadline:
+                    missing = [str(rank) for rank, key in enumerate(keys) if not self._store.check([key])]
+                    raise LostPeer(
+                        f"rank {self.ranks.rank}: nothing came of rank {', '.join(missing)} within "
+                        f"{self.timeout_seconds:.0f} s (launch.collective_timeout_seconds) after the run was prepared; "
+                        "see its log"
+                    )
+                time.sleep(LOOK_SECONDS)
+            values = [json.loads(self._store.get(key)) for key in keys]
+            num_read = self._store.add(f"{name}/read", 1)
+            while self.ranks.is_first and num_read < self.ranks.world_size and time.monotonic() < deadline:
+                time.sleep(LOOK_SECONDS)
+                num_read = self._store.add(f"{name}/read", 0)
+            return values
+        except RuntimeError as error:
+            raise self._first_has_ended(error) from None
+
+    def _first_has_ended(self, error: RuntimeError) -> LostPeer:
+        """Return what it means that the store, which the first rank keeps, does not answer."""
+        return LostPeer(f"rank {self.ranks.rank}: the first rank has ended: {str(error).splitlines()[0]:.200}")
 
 
 def is_lost_peer(error: BaseException) -> bool:

@@ -20,8 +20,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import psutil
-
 from finelaunch.errors import EXIT_STOPPED, Interrupted
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -43,6 +41,8 @@ class _State:
     noting: bool = False
     grace_seconds: float = DEAF_SECONDS
     timer_is_up: bool = False
+    leaving: bool = False
+    """The last act has begun, in whatever thread."""
     first: float | None = None
     """When the first signal came, and the first Ctrl-C, by the monotonic clock."""
     first_press: float | None = None
@@ -51,6 +51,7 @@ class _State:
 _state = _State()
 _last_words: list[Callable[[str], None]] = []
 _last_act: list[Callable[[str], None]] = []
+_acting = threading.Lock()
 
 
 def listen() -> None:
@@ -144,20 +145,24 @@ def at_stop(call: Callable[[str], None]) -> None:
 
 def stays_at_stop() -> bool:
     """Return whether a rank of this run that is stopped stays until it is ended, so that none is lost by a stop."""
-    return bool(_last_act)
+    return bool(_last_act) or _state.leaving
 
 
 def leave(why: str) -> None:
-    """Do the last act of a process that was asked to stop, once; from here on it hears no signal."""
-    acts, _last_act[:] = list(_last_act), []
-    for act in acts:
-        act(why)
+    """Do the last act of a process that was asked to stop, once; whoever calls while another thread does it, waits."""
+    _state.leaving = True
+    with _acting:
+        acts, _last_act[:] = list(_last_act), []
+        for act in acts:
+            act(why)
 
 
 def stop_after(seconds: float | None) -> None:
     """Ask this process to stop when it is ``seconds`` old."""
     if seconds is None:
         return
+    import psutil  # not above: a task of Slurm is to hear signals before anything that takes time
+
     age = time.time() - psutil.Process().create_time()
     timer = threading.Timer(max(seconds - age, 0.0), _time_is_up)
     timer.daemon = True
@@ -187,7 +192,7 @@ def _watch(reading: int) -> None:
                 _state.first_press = _state.first_press or moment
                 if moment - _state.first_press >= SECOND_PRESS_SECONDS:
                     _end("ended at once by a second Ctrl-C")
-        if _state.first is None:
+        if _state.first is None or _state.leaving:
             continue
         waited = time.monotonic() - _state.first
         if not _state.noting and waited > DEAF_SECONDS:

@@ -16,7 +16,8 @@ from finelaunch.errors import BadInput, Problem, RequirementMissing, Stopped
 from finelaunch.launch.profile import Profile, load_profile
 from finelaunch.run.directory import RunDirectory
 from finelaunch.run.ranks import Ranks
-from finelaunch.slurm.requeue import note_failure, requeue_at_stop, state_requeues
+from finelaunch.slurm.history import note_failure, state_requeues
+from finelaunch.slurm.requeue import requeue_at_stop
 
 FIRST_PORT = 20_000
 NUM_PORTS = 12_000
@@ -48,12 +49,14 @@ def in_job(run: RunDirectory, profile: Profile, ranks: Ranks) -> Iterator[None]:
     """Have a training be one of a Slurm job, where the profile says so: what stops it requeues it, what fails is noted.
 
     Raises:
+        BadInput: Somebody else than srun has started this process, or it is one of an array.
         RequirementMissing: The nodes cannot reach each other by their names.
     """
     if profile.target != "slurm":
         yield
         return
-    requeue_at_stop(run.path)
+    _refuse_others(ranks, os.environ)
+    requeue_at_stop(run.path, ranks.rank)
     try:
         check_address(ranks, os.environ)
         yield
@@ -63,6 +66,23 @@ def in_job(run: RunDirectory, profile: Profile, ranks: Ranks) -> Iterator[None]:
         note_failure(run, ranks, error)
         raise
     state_requeues(run)
+
+
+def _refuse_others(ranks: Ranks, environment: Mapping[str, str]) -> None:
+    """Refuse a profile of Slurm in a process that is no task of srun, and in an array of jobs.
+
+    Raises:
+        BadInput: It is so.
+    """
+    told = (environment.get("SLURM_PROCID"), environment.get("SLURM_STEP_NUM_TASKS"))
+    if "SLURM_JOB_ID" not in environment or told != (str(ranks.rank), str(ranks.world_size)):
+        what = f"rank {ranks.rank} of {ranks.world_size} is no task of srun, and the profile is one of Slurm"
+        remedy = "start it with srun or finelaunch launch, or choose another profile, such as ddp"
+        raise BadInput(Problem("environment", "SLURM_PROCID", what, "", remedy))
+    if environment.get("SLURM_ARRAY_JOB_ID"):
+        what = "is set: a requeue by number would requeue all members of the array"
+        remedy = "submit each run as a job of its own: finelaunch launch"
+        raise BadInput(Problem("environment", "SLURM_ARRAY_JOB_ID", what, "", remedy))
 
 
 def is_task(environment: Mapping[str, str], is_expected: bool) -> bool:

@@ -7,7 +7,6 @@ alone: ``scontrol requeue`` of a job being cancelled succeeds, and brings it bac
 
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -16,28 +15,55 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finelaunch.errors import FinelaunchError, LostPeer
 from finelaunch.launch.cluster import Cluster, is_time, time_seconds
 from finelaunch.run import signals
 from finelaunch.run.directory import RunDirectory
-from finelaunch.run.files import read_lines
 from finelaunch.run.log import say
-from finelaunch.run.ranks import Ranks, is_lost_peer
 from finelaunch.slurm.commands import Answer, ask, fields
-from finelaunch.slurm.submission import add_job, read_cluster, read_jobs, this_job
-from finelaunch.training.manifest import newest_checkpoint
+from finelaunch.slurm.history import (
+    BY_SLURM,
+    PREEMPTED,
+    newest_step,
+    num_without_progress,
+    restart_count,
+    state_requeues,
+    without_progress,
+)
+from finelaunch.slurm.submission import read_cluster, read_jobs
 
 PATIENCE_SECONDS = 300.0
 """How long a rank waits for the end that its job is about to be given."""
+
+ASK_SECONDS, ASK_AGAIN_SECONDS = 45.0, 5.0
+"""How long a controller that is busy, as when it preempts many jobs at once, is asked again, and how often."""
 
 EARLY_SECONDS = 120
 """Slurm sends the signal before a time limit up to a minute early; one that comes earlier than this is not Slurm's."""
 
 LONGEST_DELAY_SECONDS = 300
-"""Taken where the cluster profile does not say how long before the time limit the signal was asked for."""
+"""Taken for a job by hand, of which nobody knows how long before the time limit it asked for the signal."""
 
-UNKNOWN_END = "ended without a word: its node failed, or it was killed before it could save"
-_ENDS = ("requeued", "not_requeued", "cancelled", "failed", "finished")
+ENDED = {
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "COMPLETING",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PENDING",
+    "PREEMPTED",
+    "REQUEUED",
+    "REQUEUE_FED",
+    "REQUEUE_HOLD",
+    "REVOKED",
+    "SPECIAL_EXIT",
+    "TIMEOUT",
+}
+"""States of a job that is not to be requeued any more; others, such as SIGNALING, pass."""
+
+_HOPELESS = ("denied", "invalid job id", "invalid user")
 
 
 @dataclass(frozen=True)
@@ -57,9 +83,9 @@ class Decision:
     preempt_time: str | None = None
 
 
-def requeue_at_stop(run_dir: str | Path) -> None:
+def requeue_at_stop(run_dir: str | Path, rank: int) -> None:
     """Have this rank do what a stop in a Slurm job asks for, as the last act of its process."""
-    signals.at_stop(lambda why: _end(RunDirectory(Path(run_dir)), why))
+    signals.at_stop(lambda why: _end(RunDirectory(Path(run_dir)), rank, why))
 
 
 def decide(
@@ -79,18 +105,16 @@ def decide(
     state = known.get("JobState", "")
     preempted = known.get("PreemptTime", "None")
     preempt_time = None if preempted in ("None", "Unknown", "") else preempted
-    if state and state != "RUNNING":
+    if set(state.split(",")) & ENDED:
         if int(known.get("Restarts", "0")) > restart:
-            return Decision(False, True, "requeued by Slurm or an operator", preempt_time)
+            return Decision(False, True, PREEMPTED if preempt_time else BY_SLURM, preempt_time)
         return Decision(False, False, f"the job is {state}: cancelled, or ended by Slurm", preempt_time)
     if state and not preempt_time and asked_by == "SIGTERM":
         why = "a SIGTERM that is neither a preemption nor a time limit: another rank has ended, or somebody sent it"
         return Decision(False, False, why)
-    reason = "preempted" if preempt_time else _reason(asked_by, known, cluster)
-    if num_without_progress > cluster.max_restarts_without_progress:
-        why = f"{reason}, and {cluster.max_restarts_without_progress} restarts have brought no newer checkpoint"
-        remedy = "raise cluster.time_limit, or save more often (training.save_steps)"
-        return Decision(False, False, f"{why}; {remedy}", preempt_time)
+    reason = PREEMPTED if preempt_time else _reason(asked_by, known, cluster)
+    if not preempt_time and num_without_progress > cluster.max_restarts_without_progress:
+        return Decision(False, False, f"{reason}, and {without_progress(cluster)}", preempt_time)
     if cluster.requeue == "successors":
         if successor is None:
             why = f"{reason}, and no job is left to take over; launch the same again, or raise cluster.successors"
@@ -102,97 +126,32 @@ def decide(
     return Decision(True, True, reason, preempt_time)
 
 
-def note_start(run: RunDirectory, profile_name: str) -> None:
-    """Write down that a job has started this run or continues it; to be called by the first rank, with the lock held.
-
-    Args:
-        run: The run directory.
-        profile_name: The launch profile, for a job that nobody has written down.
-
-    Raises:
-        FinelaunchError: This start makes no sense: the job before has failed, or too many have made no progress.
-    """
-    job = this_job(profile_name)
-    if all(known.job_id != job.job_id for known in read_jobs(run)):
-        add_job(run, job)
-    events, restart = read_lines(run.events), _restart()
-    cluster = read_cluster(run)
-    mine = next(known for known in read_jobs(run) if known.job_id == job.job_id)
-    last = _last_start(events)
-    ends = [event for event in events[last + 1 :] if event.get("event") in _ENDS] if last is not None else []
-    if last is not None and not ends and not run.finished():
-        before = events[last]
-        run.record(
-            "requeued",
-            job_id=before.get("job_id"),
-            restart=restart,
-            reason=_how_it_ended(str(before.get("job_id")), before.get("restart", 0)),
-            preempt_time=None,
-            step=_newest_step(run),
-        )
-    run.record("job_started", job_id=job.job_id, restart=restart, nodes=os.environ.get("SLURM_JOB_NODELIST"))
-    state_requeues(run)
-    if mine.after is not None and any(event["event"] in ("failed", "cancelled") for event in ends):
-        how = ends[-1]
-        raise FinelaunchError(
-            f"job {mine.after}, before this one, was {how['event']}{': ' + how['error'] if 'error' in how else ''}; "
-            "a successor only goes on with what was stopped"
-        )
-    stops = _num_without_progress(run)
-    if stops > cluster.max_restarts_without_progress and not run.finished():
-        raise FinelaunchError(
-            f"{cluster.max_restarts_without_progress} restarts have brought no newer checkpoint; see "
-            "docs/troubleshooting.md: raise cluster.time_limit, or save more often (training.save_steps)"
-        )
+def ask_patiently(argv: Sequence[str], seconds: float = ASK_SECONDS) -> Answer:
+    """Ask Slurm, again and again while its controller is busy; not where it has said a word that stays."""
+    give_up = time.monotonic() + seconds
+    while True:
+        answer = ask(argv)
+        is_final = answer.ok or answer.is_missing or any(word in answer.why.lower() for word in _HOPELESS)
+        if is_final or time.monotonic() + ASK_AGAIN_SECONDS > give_up:
+            return answer
+        time.sleep(ASK_AGAIN_SECONDS)
 
 
-def note_failure(run: RunDirectory, ranks: Ranks, error: BaseException) -> None:
-    """Write down which rank failed, and whether only because another one did; the first one has its own record."""
-    if ranks.is_first:
-        return
-    victim = isinstance(error, LostPeer) or is_lost_peer(error)
-    text = str(error) if isinstance(error, FinelaunchError) else f"{type(error).__name__}: {error}"
-    with suppress(OSError):
-        RunDirectory(run.path).record(
-            "failed", rank=ranks.rank, host=socket.gethostname(), victim=victim, error=text[:2000]
-        )
-
-
-def state_requeues(run: RunDirectory) -> None:
-    """Bring the manifest's ``slurm`` section up to date with the run's events."""
-    if not (run.writes and run.manifest.exists()):
-        return
-    jobs = read_jobs(run)
-    cluster = next((job.cluster for job in jobs if job.cluster), None)
-    run.note(
-        slurm={"cluster": cluster, "jobs": [job.job_id for job in jobs], "requeues": requeues(read_lines(run.events))}
-    )
-
-
-def requeues(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the requeues among ``events``, each with the steps that were lost by it once that is known."""
-    found: list[dict[str, Any]] = []
-    for event in events:
-        if event.get("event") == "requeued":
-            found.append({**{key: value for key, value in event.items() if key != "event"}, "lost_steps": None})
-        elif event.get("event") == "training" and found and found[-1]["lost_steps"] is None:
-            found[-1]["lost_steps"] = event.get("lost_steps")
-    return found
-
-
-def _end(run: RunDirectory, why: str) -> None:
+def _end(run: RunDirectory, rank: int, why: str) -> None:
     """Do the last act of a rank that was stopped."""
-    if os.environ.get("SLURM_PROCID", "0") != "0":
+    if rank:
         # One that ended here would have the others ended, the first before it has requeued; and submitit would take
         # a return for the end of the work.
         _wait_to_be_ended(PATIENCE_SECONDS, deaf_seconds=0.0 if signals.notes_only() else signals.DEAF_SECONDS)
         return
-    job, restart = os.environ["SLURM_JOB_ID"], _restart()
-    answer = ask(["scontrol", "show", "job", "-o", job])
+    job, restart = os.environ["SLURM_JOB_ID"], restart_count()
+    asked_by = why if why.startswith("SIG") else signals.requested() or why
+    cluster = read_cluster(run)
+    question = ["scontrol", "show", "job", "-o", job]
+    answer = ask_patiently(question) if cluster.requeue == "scontrol" else ask(question)
     successor = next((known.job_id for known in read_jobs(run) if known.after == job), None)
-    facts: dict[str, Any] = {"job_id": job, "restart": restart, "step": _newest_step(run)}
-    stops = _num_without_progress(run) + 1
-    decision = decide(answer, signals.requested() or why, restart, read_cluster(run), successor, stops)
+    facts: dict[str, Any] = {"job_id": job, "restart": restart, "step": newest_step(run)}
+    decision = decide(answer, asked_by, restart, cluster, successor, num_without_progress(run) + 1)
     facts["preempt_time"] = decision.preempt_time
     if not decision.goes_on:
         say(f"job {job} is not requeued: {decision.reason}")
@@ -203,12 +162,18 @@ def _end(run: RunDirectory, why: str) -> None:
         say(f"job {job}: {decision.reason}")
         return
     say(f"job {job} requeues itself: {decision.reason}")
-    answer = ask(["scontrol", "requeue", job])
-    if not answer.ok:
+    answer = ask_patiently(["scontrol", "requeue", job])
+    if not answer.ok and not _was_requeued(question, restart):
         say(f"job {job} is not requeued: {answer.why}")
         _record(run, "not_requeued", why=f"scontrol requeue: {answer.why}", **facts)
         return
     _wait_to_be_ended(PATIENCE_SECONDS)
+
+
+def _was_requeued(question: Sequence[str], restart: int) -> bool:
+    """Return whether a requeue that was answered badly, or not at all, has been done all the same."""
+    known = fields(ask(question).text.strip())
+    return int(known.get("Restarts", "0")) > restart
 
 
 def _record(run: RunDirectory, event: str, **facts: Any) -> None:
@@ -236,36 +201,3 @@ def _reason(asked_by: str, known: Mapping[str, str], cluster: Cluster) -> str:
     if len(times) == 2 and time_seconds(times[1]) - time_seconds(times[0]) > delay:
         return "asked by SIGUSR2"
     return "time limit"
-
-
-def _restart() -> int:
-    return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
-
-
-def _newest_step(run: RunDirectory) -> int | None:
-    newest = newest_checkpoint(run.checkpoints)
-    return newest.step if newest else None
-
-
-def _last_start(events: Sequence[dict[str, Any]]) -> int | None:
-    return next((place for place in reversed(range(len(events))) if events[place].get("event") == "job_started"), None)
-
-
-def _num_without_progress(run: RunDirectory) -> int:
-    """Return how many of the last requeues have left what is the newest checkpoint now."""
-    newest, count = _newest_step(run), 0
-    for event in reversed(read_lines(run.events)):
-        if event.get("event") == "requeued":
-            if event.get("step") != newest:
-                break
-            count += 1
-    return count
-
-
-def _how_it_ended(job: str, restart: int) -> str:
-    """Return how Slurm's accounting names the end of a start of a job that said nothing itself."""
-    answer = ask(["sacct", "-D", "-n", "-P", "-X", "-j", job, "-o", "State"])
-    states = answer.lines if answer.ok else []
-    state = states[restart].split()[0] if restart < len(states) else ""
-    words = {"NODE_FAIL": "node failure", "PREEMPTED": "preempted, without time to save", "TIMEOUT": "time limit"}
-    return words.get(state, UNKNOWN_END)

@@ -7,6 +7,7 @@ that moment from the run directory; files that are edited while it waits or is r
 import getpass
 import json
 import os
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -14,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from finelaunch.errors import BadInput, FinelaunchError, Problem, RequirementMissing
-from finelaunch.launch.cluster import Cluster, load_cluster
+from finelaunch.launch.cluster import VARIABLE, Cluster, load_cluster
+from finelaunch.run import signals
 from finelaunch.run.directory import RunDirectory, now
 from finelaunch.run.files import append_line, read_lines, write_json, write_text
+from finelaunch.run.log import warn
 from finelaunch.section.document import write_document
+from finelaunch.slurm.commands import ask
 
 COMMAND = "command.json"
 JOBS = "jobs.jsonl"
@@ -101,9 +105,11 @@ def read_command(run_dir: str | Path) -> list[str]:
 def read_cluster(run: RunDirectory) -> Cluster:
     """Return the cluster profile that the run was submitted with, else the one the environment names, else defaults."""
     path = run.slurm / "cluster.yaml"
+    named = str(path) if path.exists() else os.environ.get(VARIABLE)
     try:
-        return load_cluster(str(path) if path.exists() else None)[0]
-    except BadInput:
+        return load_cluster(named)[0] if named else Cluster()
+    except BadInput as error:
+        warn(f"{error}; how jobs go on is taken from the defaults")
         return Cluster()
 
 
@@ -140,14 +146,26 @@ class Submission:
     environment: Mapping[str, str]
 
 
-def submit(submission: Submission) -> list[SubmittedJob]:
-    """Hand a run to Slurm and return its jobs: the first, and those that wait to take over.
+def require_submission() -> None:
+    """Check that a run can be handed to Slurm from here.
 
     Raises:
         RequirementMissing: submitit or Slurm is not there.
-        FinelaunchError: Slurm refuses; jobs that were submitted before are named.
     """
-    run = submission.run
+    _executor_class()
+
+
+def submit(submission: Submission) -> list[SubmittedJob]:
+    """Hand a run to Slurm and return its jobs: the first, and those that wait to take over.
+
+    A job that Slurm has is written down, whatever signal comes meanwhile: nobody would know of it otherwise.
+
+    Raises:
+        RequirementMissing: submitit or Slurm is not there.
+        FinelaunchError: Slurm refuses, or the job cannot be written down; jobs that were submitted before are named.
+        Interrupted: A signal came; what was submitted until then is written down.
+    """
+    run, user = submission.run, _user()
     executor_class = _executor_class()
     run.slurm.mkdir(parents=True, exist_ok=True)
     for name, values in (
@@ -161,22 +179,47 @@ def submit(submission: Submission) -> list[SubmittedJob]:
     for script in submission.scripts:
         before = jobs[-1].job_id if jobs else None
         text = script if before is None else script.replace("<job>", before)
-        job = SubmittedJob(
-            time=now(),
-            job_id=_hand_over(executor_class, submission, text, jobs),
-            after=before,
-            cluster=submission.cluster_name,
-            profile=submission.profile_name,
-            num_nodes=submission.num_nodes,
-            num_tasks=submission.num_tasks,
-            time_limit_seconds=submission.time_limit_seconds,
-            partition=submission.cluster.get("partition"),
-            user=getpass.getuser(),
-        )
-        add_job(run, job)
-        run.record("submitted", job_id=job.job_id)
+        time = now()
+        with signals.held():
+            job = SubmittedJob(
+                time=time,
+                job_id=_hand_over(executor_class, submission, text, jobs),
+                after=before,
+                cluster=submission.cluster_name,
+                profile=submission.profile_name,
+                num_nodes=submission.num_nodes,
+                num_tasks=submission.num_tasks,
+                time_limit_seconds=submission.time_limit_seconds,
+                partition=submission.cluster.get("partition"),
+                user=user,
+            )
+            _write_down(run, job)
         jobs.append(job)
     return jobs
+
+
+def _user() -> str:
+    """Return the user's name, or number where it has no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
+def _write_down(run: RunDirectory, job: SubmittedJob) -> None:
+    """Add a job that Slurm has to the run's list; where that cannot be, the job is cancelled.
+
+    Raises:
+        FinelaunchError: The list cannot be written.
+    """
+    try:
+        add_job(run, job)
+        run.record("submitted", job_id=job.job_id)
+    except OSError as error:
+        answer = ask(["scancel", job.job_id])
+        then = "it is cancelled" if answer.ok else f"scancel {job.job_id} ends it"
+        what = f"job {job.job_id} is submitted, but cannot be written down: {error.strerror}; {then}"
+        raise FinelaunchError(f"{run.slurm / JOBS}: {what}") from None
 
 
 def _executor_class() -> Any:
@@ -213,12 +256,30 @@ def _hand_over(executor_class: Any, submission: Submission, script: str, before:
     executor = executor_class(folder=submission.run.slurm)
     executor.script, executor.num_tasks = script, submission.num_tasks
     try:
-        with _environment(submission.environment):
+        with _environment(submission.environment), _without_ctrl_c():
             return str(executor.submit(task.train, str(submission.run.path)).job_id)
     except (FailedJobError, FailedSubmissionError, OSError) as error:
-        lines = [line for line in str(error).splitlines() if "error" in line.lower()] or str(error).splitlines()
+        said = [line.partition("error:")[2].strip() for line in str(error).splitlines() if "error:" in line]
         left = f"; submitted before: {', '.join(job.job_id for job in before)}" if before else ""
-        raise FinelaunchError(f"sbatch: {(lines or ['no answer'])[0].strip():.300}{left}") from None
+        for path in submission.run.slurm.iterdir():  # what submitit has left of it
+            if path.suffix in (".pkl", ".sh") and "_sub" not in path.name.removeprefix(".submission_file"):
+                path.unlink()
+        what = "; ".join(dict.fromkeys(said)) or str(error).strip() or "no answer"
+        remedy = f"finelaunch doctor --cluster {submission.cluster_name} says what there is"
+        raise FinelaunchError(f"sbatch refuses the job: {what:.400}{left}; {remedy}") from None
+
+
+@contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """Have commands that are started within not hear Ctrl-C, which a terminal sends to them too.
+
+    sbatch would end between Slurm's taking the job and the job's number.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

@@ -5,13 +5,9 @@ code that runs is the one that is installed when the job starts, after a requeue
 """
 
 import os
-import runpy
 import sys
 
-from finelaunch.errors import EXIT_STOPPED, Interrupted
 from finelaunch.run import signals
-from finelaunch.slurm.requeue import requeue_at_stop
-from finelaunch.slurm.submission import read_command
 
 
 def main() -> None:
@@ -26,7 +22,13 @@ def main() -> None:
 def train(run_dir: str) -> None:
     """Train in ``run_dir`` as the ``train`` verb does; an end that is not well leaves by SystemExit with its code."""
     signals.listen()  # submitit has taken SIGTERM over for a moment
-    requeue_at_stop(run_dir)
+    import runpy
+
+    from finelaunch.errors import EXIT_STOPPED, FinelaunchError, Interrupted
+    from finelaunch.slurm.requeue import requeue_at_stop
+    from finelaunch.slurm.submission import read_command
+
+    requeue_at_stop(run_dir, int(os.environ["SLURM_PROCID"]))
     try:
         signals.check()
         sys.argv = ["finelaunch", *read_command(run_dir)]
@@ -34,6 +36,9 @@ def train(run_dir: str) -> None:
     except Interrupted as stop:
         signals.leave(str(stop))
         sys.exit(EXIT_STOPPED)
+    except FinelaunchError as error:
+        print(error, file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
     except SystemExit as end:
         if end.code not in (0, None):
             raise

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from finelaunch.errors import RequirementMissing
-from finelaunch.run.ranks import Ranks, gather
+from finelaunch.run.ranks import Gate, Ranks, gather
 from finelaunch.training.placement import Placement
 
 
@@ -30,8 +30,32 @@ class Seat:
     num_threads: int
 
 
+def refuse_shared_gpus(placement: Placement, gate: Gate) -> None:
+    """Refuse two ranks on one GPU; every rank calls this, on its device and before there is a process group.
+
+    NCCL cannot make a group of such ranks, so none of them could tell the others over it.
+
+    Args:
+        placement: What they run on.
+        gate: Where they have met.
+
+    Raises:
+        RequirementMissing: Two ranks share a GPU.
+        LostPeer: A rank did not come.
+    """
+    if placement.device == "cpu":
+        return
+    values = gate.exchange(asdict(_this_seat(placement, gate.ranks)))
+    if shared := shared_gpu([Seat(**{**value, "cores": tuple(value["cores"])}) for value in values]):
+        first, second = shared
+        raise RequirementMissing(
+            f"launch.device: ranks {first.rank} and {second.rank} on {first.host} both have GPU {first.gpu}; "
+            "each needs one of its own: check CUDA_VISIBLE_DEVICES, and on Slurm cluster.gpus and cluster.srun_args"
+        )
+
+
 def take_seats(placement: Placement, ranks: Ranks, are_bound: bool) -> list[dict[str, Any]]:
-    """Return where all ranks sit, for the manifest; every rank calls this.
+    """Return where all ranks sit, for the manifest; every rank calls this, once the engine has set its threads.
 
     Args:
         placement: What they run on.
@@ -39,15 +63,9 @@ def take_seats(placement: Placement, ranks: Ranks, are_bound: bool) -> list[dict
         are_bound: A scheduler has given them their cores, and may have given one where several were asked for.
 
     Raises:
-        RequirementMissing: Two ranks share a GPU, or a rank has more threads than cores.
+        RequirementMissing: A rank has more threads than cores.
     """
     seats = gather(_this_seat(placement, ranks))
-    if shared := shared_gpu(seats):
-        first, second = shared
-        raise RequirementMissing(
-            f"launch.device: ranks {first.rank} and {second.rank} on {first.host} both have GPU {first.gpu}; "
-            "each needs one of its own: check CUDA_VISIBLE_DEVICES, and on Slurm cluster.gpus and cluster.srun_args"
-        )
     if are_bound and (narrow := crowded(seats)):
         raise RequirementMissing(
             f"rank {narrow.rank} on {narrow.host} may use {len(narrow.cores)} core{'s' * (len(narrow.cores) > 1)} and "

@@ -131,7 +131,7 @@ def train(
 
     def on_start(trainer: Any) -> None:
         engine = verify(trainer, placement)
-        settle_buckets(trainer.model_wrapped)
+        settle_buckets(trainer.model_wrapped, run)
         run.note(engine=engine, parameters=parameters_of(trainer.model))
         num_bytes = checkpoint_bytes(trainer.model, section, placement)
         on_first(ranks, lambda: check_room(run, num_bytes))
@@ -243,7 +243,8 @@ def is_evaluation_due(
 
 def num_lost_steps(run: RunDirectory, from_step: int) -> int:
     """Return how many steps beyond ``from_step`` an earlier start of the run has made, to be made again."""
-    return max(0, *(row["step"] - from_step for row in read_lines(run.samples) if "step" in row), 0)
+    last = max((row["step"] for row in read_lines(run.samples) if "step" in row), default=from_step)
+    return max(last - from_step, 0)
 
 
 def num_steps(sampler: GlobalBatchSampler, section: TrainingSection) -> int:

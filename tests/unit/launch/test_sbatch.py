@@ -121,9 +121,11 @@ def test_every_value_reaches_its_place_and_starts_nothing(
         "SRUN_CPUS_PER_TASK": "1",
         "SUBMITIT_EXECUTOR": "slurm",
         "FINELAUNCH_SCRATCH": scratch,
-        "TMPDIR": f"{scratch}/tmp",
+        "TMPDIR": f"{scratch}/tmp-7",
     }
     after = "".join(f'printf "%s\\0" "${name}" >&3\n' for name in wanted)
+    assert script.endswith('exit "$code"\n')
+    script = script.removesuffix('exit "$code"\n')
     done = subprocess.run(
         ["bash", "-c", "exec 3>&1 1>&2; . /dev/stdin"],
         input=f"{BEFORE}{script}{after}".encode(),
@@ -135,9 +137,11 @@ def test_every_value_reaches_its_place_and_starts_nothing(
     assert not list(where.iterdir())
     words = done.stdout.decode().split("\0")[:-1]
     assert words[-len(wanted) :] == list(wanted.values())
-    made, started = [words.index("\n"), words.index("\n", words.index("\n") + 1)]
-    steps = ["--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "mkdir", "-p", "--", f"{scratch}/tmp"]
-    assert words[:made] == steps
+    made, started, removed = (number for number, word in enumerate(words) if word == "\n")
+    on_each_node = ["--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--export=ALL"]
+    assert words[:made] == [*on_each_node, "mkdir", "-p", "--", f"{scratch}/tmp-7"]
+    assert words[started + 1 : removed] == [*on_each_node, "rm", "-rf", "--", f"{scratch}/tmp-7"]
+    assert "--export=ALL" in words[made + 1 : started]
     task = [*values["container"], values["python"], "-u", "-m", "finelaunch.slurm.task", f"{run}/slurm"]
     assert words[made + 1 : started][-len(values["srun_args"] + task) :] == values["srun_args"] + task
     options = directives_of(script)
@@ -156,9 +160,8 @@ def test_what_is_rendered_is_refused_as_a_further_option() -> None:
     cluster = cluster_of(mail_user="a", mail_type="END", exclusive=True, memory="1G", scratch="/s")
     script = script_of(cluster, after=JOB)
     assert set(directives_of(script)) <= set(shell.REFUSED["sbatch_args"])
-    own = {
-        word.removeprefix("--").partition("=")[0] for word in shlex.split(script.splitlines()[-1]) if word[:2] == "--"
-    }
+    own = {word.removeprefix("--").partition("=")[0] for word in start_of(script) if word[:2] == "--"}
+    assert "export" in own
     assert own - {"cpu-bind"} <= set(shell.REFUSED["srun_args"])
 
 
@@ -307,20 +310,24 @@ def test_the_twin_by_hand_is_the_rendered_script_in_every_line_that_matters() ->
     }
     assert own.keys() - ours.keys() == set()
     assert 'exec >>"$RUN/slurm/${SLURM_JOB_ID}_0_log.out" 2>>"$RUN/slurm/${SLURM_JOB_ID}_0_log.err"' in twin
-    assert last_command(twin, 9) == last_command(rendered, 9)
-    assert last_command(twin)[9:] == shlex.split(
-        "$PYTHON -u -m finelaunch train $RECIPE --on $PROFILE --run-dir $RUN $@"
-    )
-    assert last_command(rendered)[9:] == shlex.split("$PYTHON -u -m finelaunch.slurm.task $RUN/slurm")
+    assert start_of(twin)[:10] == start_of(rendered)[:10]
+    end = ["||", "code=$?"]
+    task = shlex.split("$PYTHON -u -m finelaunch train $RECIPE --on $PROFILE --run-dir $RUN $@")
+    assert start_of(twin)[10:] == [*task, *end]
+    assert start_of(rendered)[10:] == [*shlex.split("$PYTHON -u -m finelaunch.slurm.task $RUN/slurm"), *end]
+    steps = [line.replace('"$SLURM_NNODES"', "2") for line in twin.splitlines() if line.startswith("srun --nodes")]
+    assert steps == [line for line in rendered.splitlines() if line.startswith("srun --nodes")]
+    assert len(steps) == 2
     by_hand = {"FINELAUNCH_CACHE", "SUBMITIT_EXECUTOR"}  # the user's own, and nothing of submitit
     assert exports_of(twin, cluster) == {k: v for k, v in exports_of(rendered, cluster).items() if k not in by_hand}
     for line in ("umask 077", *cluster.setup):
         assert re.search(rf"^{re.escape(line)}( |$)", twin, re.MULTILINE)
 
 
-def last_command(script: str, num_words: int | None = None) -> list[str]:
-    """Return the words of a script's last command."""
-    return shlex.split(script.replace("\\\n", " ").strip().splitlines()[-1])[:num_words]
+def start_of(script: str) -> list[str]:
+    """Return the words of the command that starts the ranks."""
+    lines = script.replace("\\\n", " ").splitlines()
+    return shlex.split(next(line for line in lines if line.startswith("srun --unbuffered")))
 
 
 def exports_of(script: str, cluster: Cluster) -> dict[str, str]:
@@ -332,6 +339,6 @@ def exports_of(script: str, cluster: Cluster) -> dict[str, str]:
 def test_a_folder_for_temporary_files_is_made_before_it_is_said() -> None:
     lines = script_of(cluster_of(scratch="/s/$SLURM_JOB_ID")).splitlines()
     made = next(number for number, line in enumerate(lines) if "mkdir" in line)
-    assert lines[made + 1] == 'export TMPDIR="$FINELAUNCH_SCRATCH/tmp"'
+    assert lines[made + 1] == 'export TMPDIR="$FINELAUNCH_SCRATCH/tmp-$SLURM_JOB_ID"'
     assert "TMPDIR" not in "\n".join(lines[:made])
     assert "SCRATCH" not in script_of(cluster_of())
