@@ -76,6 +76,10 @@ def prove(
         raise BadInput(Problem("recipe", "training.resume", what, "auto or a path", "leave it out"))
     profile_name = on or default_on()
     profile, document, _ = load_profile(profile_name, given["launch"])
+    if profile.target == "slurm":
+        what = f"{profile_name} is one of Slurm, and chaos stops processes of this machine"
+        remedy = "use --on cpu_ddp and the like; docs/slurm.md has what was tried on Slurm"
+        raise BadInput(Problem("command line", "--on", what, "", remedy))
     profile = on_this_machine(profile, document)
     file = find(recipe, "recipes")
     name = None if run_dir else f"{file.resolve().parent.name}-{file.stem}-chaos"
