@@ -1,6 +1,9 @@
 """Runs on two nodes: what is asked runs, and a run that was requeued is the run that nobody stopped."""
 
+import json
+import os
 import pickletools
+import shlex
 import sys
 
 import canary
@@ -24,6 +27,7 @@ from slurm.cluster import (
     wait_for_step,
 )
 
+from finelaunch.data.cache import cache_root
 from finelaunch.run.directory import RunDirectory, now
 
 pytestmark = pytest.mark.slurm
@@ -43,6 +47,10 @@ def test_two_nodes_run_what_was_asked(tmp_path, uninterrupted):
     assert manifest(run)["slurm"] == {"cluster": "local", "jobs": [number], "requeues": []}
     assert "node[1-2]" in events(run, "job_started")[0]["nodes"]
     assert weights_hash(RunDirectory(run)) == uninterrupted("cpu_ddp")
+    planned = finelaunch("plan", *submission(run)[1:-2], "--json")  # without --run-dir
+    submitted = (run / "slurm" / f"{number}_submission.sh").read_text()
+    symbols = {"<run>": str(run), "<python>": sys.executable, "<folder>": os.getcwd(), "<cache>": str(cache_root())}
+    assert words_of(json.loads(planned.stdout)["sbatch"], symbols | {"imdb-smoke": "run"}) == words_of(submitted, {})
     names, texts = pickled(run / "slurm" / f"{number}_submitted.pkl")
     assert {name for name in names if not name.startswith("submitit")} == {"finelaunch.slurm.task train"}
     assert str(run) in texts
@@ -114,6 +122,13 @@ def test_the_batch_script_for_hand_use_runs_the_same(tmp_path, uninterrupted):
     assert manifest(run)["engine"]["world_size"] == 4
     assert job_ids(run) == [number]
     assert weights_hash(RunDirectory(run)) == uninterrupted("cpu_ddp")
+
+
+def words_of(script, symbols):
+    """Return the words of each line of a batch script, its symbols replaced, however they are quoted."""
+    for symbol, value in symbols.items():
+        script = script.replace(symbol, value)
+    return [shlex.split(line) for line in script.splitlines()]
 
 
 def pickled(path):
