@@ -13,7 +13,7 @@ from hub_server import TOKEN, Hub, hub
 
 from finelaunch.provision.locked import read_lock
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.distributed]  # a hub and several clients, minutes in all
 
 PREFETCH = ("prefetch", "reviews.yaml", "--download-only")
 
