@@ -20,6 +20,7 @@ from pathlib import Path
 from finelaunch import errors
 from finelaunch.run import log
 from finelaunch.run import signals as stops
+from finelaunch.run.files import read_end
 
 STOP_SIGNALS = (*stops.STOP_SIGNALS, signal.SIGHUP)
 """What asks for a stop: what a rank hears, and a terminal that was closed."""
@@ -120,15 +121,13 @@ def tail(log_file: Path, num_lines: int = 20) -> list[str]:
     Of a line that was overwritten by ``\r``, as progress bars do, only the last state is given. No file gives no lines.
     """
     try:
-        with log_file.open("rb") as file:
-            start = max(file.seek(0, os.SEEK_END) - _TAIL_BYTES, 0)
-            file.seek(start)
-            lines = file.read(_TAIL_BYTES).split(b"\n")
+        end, is_whole = read_end(log_file, _TAIL_BYTES)
     except FileNotFoundError:
         return []
+    lines = end.split(b"\n")
     if not lines[-1]:
         lines.pop()
-    if start and len(lines) > 1:  # the first one is cut
+    if not is_whole and len(lines) > 1:  # the first one is cut
         del lines[0]
     shown = [line.rstrip(b"\r").rpartition(b"\r")[2].decode(errors="replace") for line in lines]
     return shown[max(len(shown) - num_lines, 0) :]

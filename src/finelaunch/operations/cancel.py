@@ -7,13 +7,14 @@ import time
 from collections.abc import Sequence
 
 from finelaunch.errors import FinelaunchError, RequirementMissing
-from finelaunch.operations.records import jobs_of, this_user
+from finelaunch.operations.records import jobs_of
 from finelaunch.operations.show import in_words
 from finelaunch.operations.status import RunStatus, status_of
 from finelaunch.run.directory import RunDirectory
 from finelaunch.run.lock import Holder, holder
 from finelaunch.slurm.commands import ask
 from finelaunch.slurm.jobs import Seen, job_states
+from finelaunch.slurm.submission import this_user
 
 AGAIN_SECONDS = 5.0
 """How long a job has to stay away until it counts as gone: a requeue in the moment of its end brings it back."""

@@ -1,6 +1,5 @@
 """Reading a run directory that may be half written, damaged or not readable: what cannot be read is not there."""
 
-import getpass
 import json
 import os
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from typing import Any
 
 from finelaunch.errors import BadInput, Problem
 from finelaunch.run.directory import RunDirectory
-from finelaunch.run.files import read_lines
+from finelaunch.run.files import read_end
 from finelaunch.slurm import history
 from finelaunch.slurm.submission import SubmittedJob, read_jobs
 
@@ -61,14 +60,6 @@ def is_run(path: Path) -> bool:
         return False
 
 
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a file that is short by nature, such as the events."""
-    try:
-        return read_lines(path)
-    except OSError:
-        return []
-
-
 def events_of(run: RunDirectory) -> list[dict[str, Any]]:
     """Return the events of a run, the failures of all its ranks among them."""
     try:
@@ -97,14 +88,6 @@ def manifest_of(run: RunDirectory) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def this_user() -> str:
-    """Return who asks; in a container without a list of users their number."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())
 
 
 def section(values: Any, *keys: str) -> Any:
@@ -139,15 +122,13 @@ def last_lines(path: Path, num_bytes: int) -> list[str]:
 def _tail(path: Path, num_bytes: int) -> tuple[Sequence[bytes], bool]:
     """Return the whole lines in the end of a file, and whether that is all of it."""
     try:
-        with path.open("rb") as file:
-            start = max(file.seek(0, os.SEEK_END) - num_bytes, 0)
-            file.seek(start)
-            lines = file.read(num_bytes).split(b"\n")
+        end, is_whole = read_end(path, num_bytes)
     except OSError:
         return [], True
+    lines = end.split(b"\n")
     if not lines[-1]:
         lines.pop()
-    return (lines[1:] if start else lines), start == 0
+    return (lines if is_whole else lines[1:]), is_whole
 
 
 def _row(line: bytes) -> dict[str, Any] | None:

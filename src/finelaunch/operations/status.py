@@ -13,13 +13,13 @@ from typing import Any
 
 from finelaunch.operations.evidence import evidence_of
 from finelaunch.operations.progress import Progress, num_further_starts, progress_of, whole
-from finelaunch.operations.records import events_of, jobs_of, manifest_of, section, this_user
+from finelaunch.operations.records import events_of, jobs_of, manifest_of, section
 from finelaunch.run.directory import RunDirectory
 from finelaunch.run.lock import Holder, holder
 from finelaunch.slurm.ends import End, why_ended
 from finelaunch.slurm.history import requeues
 from finelaunch.slurm.jobs import JobState, Seen, job_states
-from finelaunch.slurm.submission import SubmittedJob
+from finelaunch.slurm.submission import SubmittedJob, this_user
 
 LIVE = ("submitted", "pending", "requeued", "running", "ending")
 """States of a run that goes on by itself."""

@@ -42,11 +42,6 @@ class Resolved:
     problems: list[Problem] = field(default_factory=list)
 
 
-def offline_proof(recipe: Recipe, document: Document, environment: Mapping[str, str] | None = None) -> list[Problem]:
-    """Return what a job without a network would miss; see :func:`resolve_offline`."""
-    return resolve_offline(recipe, document, environment).problems
-
-
 def resolve_offline(recipe: Recipe, document: Document, environment: Mapping[str, str] | None = None) -> Resolved:
     """Look for all that ``recipe`` names in a process without a network.
 

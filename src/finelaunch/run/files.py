@@ -71,6 +71,14 @@ def unreadable_text(what: str) -> str:
     return f"{what}; nothing was changed: try again when the file system answers"
 
 
+def read_end(path: Path, num_bytes: int) -> tuple[bytes, bool]:
+    """Return the last ``num_bytes`` of a file, and whether that is all of it."""
+    with path.open("rb") as file:
+        start = max(file.seek(0, os.SEEK_END) - num_bytes, 0)
+        file.seek(start)
+        return file.read(num_bytes), start == 0
+
+
 def size_of(folder: Path) -> int:
     """Return the bytes of all files below ``folder``; none where it is not there."""
     return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())

@@ -16,7 +16,7 @@ from finelaunch.errors import BadInput, FinelaunchError, LostPeer
 from finelaunch.launch.cluster import Cluster
 from finelaunch.launch.runs import longest_save
 from finelaunch.run.directory import RunDirectory, now
-from finelaunch.run.files import append_line, read_lines
+from finelaunch.run.files import append_line, read_end, read_lines
 from finelaunch.run.log import warn
 from finelaunch.run.ranks import Ranks, is_lost_peer
 from finelaunch.slurm.commands import ask
@@ -198,11 +198,10 @@ def _warn_of_later(run: RunDirectory, cluster: Cluster) -> None:
 def _preemption_of(run: RunDirectory, job: str) -> str | None:
     """Return when Slurm says that it preempted the last start of a job, by its own line in the job's log."""
     try:
-        with (run.slurm / f"{job}_0_log.err").open("rb") as file:
-            file.seek(max(file.seek(0, os.SEEK_END) - _TAIL_BYTES, 0))
-            found = _PREEMPTION.findall(file.read().decode(errors="replace"))
+        end, _ = read_end(run.slurm / f"{job}_0_log.err", _TAIL_BYTES)
     except OSError:
         return None
+    found = _PREEMPTION.findall(end.decode(errors="replace"))
     told = {event.get("preempt_time") for event in read_lines(run.events)}
     return found[-1] if found and found[-1] not in told else None
 

@@ -165,7 +165,7 @@ def submit(submission: Submission) -> list[SubmittedJob]:
         FinelaunchError: Slurm refuses, or the job cannot be written down; jobs that were submitted before are named.
         Interrupted: A signal came; what was submitted until then is written down.
     """
-    run, user = submission.run, _user()
+    run, user = submission.run, this_user()
     executor_class = _executor_class()
     run.slurm.mkdir(parents=True, exist_ok=True)
     for name, values in (
@@ -198,8 +198,8 @@ def submit(submission: Submission) -> list[SubmittedJob]:
     return jobs
 
 
-def _user() -> str:
-    """Return the user's name, or number where it has no name."""
+def this_user() -> str:
+    """Return who asks; in a container without a list of users their number."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
