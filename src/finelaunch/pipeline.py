@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 from finelaunch.errors import FinelaunchError, Interrupted, LostPeer, Stopped
 from finelaunch.launch.job import Job
 from finelaunch.launch.place import place
-from finelaunch.launch.runs import refuse_another_job, refuse_changed_data
+from finelaunch.launch.runs import refuse_another_job, refuse_changed_base, refuse_changed_data
 from finelaunch.recipe.load import flatten
 from finelaunch.recipe.schema import Recipe
 from finelaunch.reporting.card import model_card
-from finelaunch.reporting.rows import report_data
+from finelaunch.reporting.rows import report_data, report_forgotten
 from finelaunch.run import log, signals
 from finelaunch.run.directory import RunDirectory, Stopwatch
 from finelaunch.run.files import read_lines, write_json, write_lines, write_text
 from finelaunch.run.lock import STALE_SECONDS, RunLock
-from finelaunch.run.ranks import Gate, gather
+from finelaunch.run.ranks import Gate, gather, on_first
 from finelaunch.run.stops import has_peer_stopped
 from finelaunch.run.watch import watching
 from finelaunch.slurm.history import note_start
@@ -60,7 +60,7 @@ def train_recipe(job: Job, run: RunDirectory, allow_change: Collection[str] = ()
         Stopped: By a signal; the same command continues.
     """
     signals.raise_again()
-    placement = place(job.recipe.training, job.profile, job.profile_document)
+    placement = place(job.recipe, job.profile, job.profile_document)
     waits_for_lock = job.profile.target == "slurm"
     first_comes_within = STALE_SECONDS + SETTLING_SECONDS if waits_for_lock else 0.0
     gate = Gate(job.ranks, placement.collective_timeout_seconds, first_comes_within)
@@ -186,7 +186,6 @@ def _stages(
     if run.writes:
         refuse_changed_data(run, prepared, allow_change)
         report_data(run, prepared, seconds.lap("prepare"))
-        run.note(fingerprints=_with(run.read_manifest().get("fingerprints", []), _identity(job, prepared).fingerprint))
     gate.open()
 
     signals.hold()
@@ -210,14 +209,14 @@ def _train(
 ) -> dict[str, Any]:
     """Load, train and measure the model, all ranks together."""
     from finelaunch.evaluation.evaluate import Evaluator
-    from finelaunch.methods.build import build_model
+    from finelaunch.methods.build import build_model, needs_whole
     from finelaunch.training.arguments import built_whole, training_arguments
     from finelaunch.training.train import train
 
     recipe, ranks = job.recipe, job.ranks
     arguments = training_arguments(recipe.training, placement, run.checkpoints)  # before the model: ZeRO-3 cuts it
-    with built_whole(arguments) if recipe.model.init == "scratch" else nullcontext():
-        loaded, model = build_model(
+    with built_whole(arguments) if needs_whole(recipe.model, recipe.method) else nullcontext():
+        built = build_model(
             recipe.model,
             recipe.method,
             task,
@@ -225,10 +224,15 @@ def _train(
             prepared.facts,
             recipe.task.max_length,
             recipe.training.seed,
+            placement.precision,
         )
-    base = {"name": recipe.model.name_or_path, "init": recipe.model.init, "fingerprint": loaded.fingerprint}
-    unused = {"newly_initialised": list(loaded.newly_initialised), "unused": list(loaded.unused)}
-    run.note(model={**base, **({} if recipe.model.init == "scratch" else unused)})
+    model = built.model
+    on_first(ranks, lambda: refuse_changed_base(run, built.fingerprint))
+    identity = _identity(job, prepared, built.fingerprint)
+    if run.writes:
+        known = run.read_manifest().get("fingerprints", [])
+        run.note(fingerprints=list(dict.fromkeys([*known, identity.fingerprint])))
+    run.note(model=built.facts(), method=recipe.method.model_dump(mode="json"))
     evaluator = Evaluator(
         task, prepared.tokenizer, prepared.facts, placement.per_device_eval_batch_size, placement.precision, ranks
     )
@@ -257,20 +261,21 @@ def _train(
         placement,
         ranks,
         task,
+        built.method,
         model,
         prepared.tokenizer,
         prepared.splits["train"],
         on_validation,
         on_untrained if wants_base and placement.engine.shards_weights else None,
         run,
-        _identity(job, prepared),
+        identity,
         allow_change,
         job.profile.stop_grace_seconds,
     )
     seconds.lap("train")
     try:
         trained.check()
-        metrics = _results(job, run, prepared, task, trained, evaluator, last, base, seconds)
+        metrics = _results(job, run, prepared, task, trained, evaluator, last, built.base, seconds)
     except Interrupted:
         trained.save()
         raise
@@ -300,7 +305,17 @@ def _results(
     threshold = validation.metrics.get("threshold")
     if run.writes:
         values = recipe.task.model_dump(mode="json")
-        save_model(run, trained.model, trained.weights, prepared.tokenizer, values, prepared.facts, base, threshold)
+        save_model(
+            run,
+            trained.model,
+            trained.weights,
+            prepared.tokenizer,
+            values,
+            prepared.facts,
+            base,
+            threshold,
+            recipe.method.model_dump(mode="json"),
+        )
     measured = validation
     if "test" in prepared.splits:
         measured = measure_split(evaluator, tuned, prepared, "test", threshold)
@@ -320,20 +335,17 @@ def _results(
         "train": trained.figures,
         "seconds": seconds.seconds,
     }
+    metrics |= report_forgotten(run, metrics)
     write_json(run.metrics, metrics)
     _write_card(run, metrics)
     return metrics
 
 
-def _identity(job: Job, prepared: "Prepared") -> Identity:
+def _identity(job: Job, prepared: "Prepared", base: str) -> Identity:
     """Return what is trained, as checkpoints state it."""
     splits = prepared.report["splits"]
     recipe = dict(flatten(job.recipe.model_dump(mode="json")))
-    return Identity(recipe, {name: splits[name]["fingerprint"] for name in ("train",)})
-
-
-def _with(values: list[str], value: str) -> list[str]:
-    return values if value in values else [*values, value]
+    return Identity(recipe, {name: splits[name]["fingerprint"] for name in ("train",)}, base)
 
 
 def measure_split(

@@ -6,7 +6,7 @@ before torch is loaded, and a second run with the same data encodes nothing.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -18,8 +18,17 @@ import pyarrow as pa
 from finelaunch.data.cache import cached, content_key, entry, read_table, write_table
 from finelaunch.data.checks import given_ids
 from finelaunch.data.features import Features
-from finelaunch.data.section import SPLITS, DataSection, SplitSection
-from finelaunch.data.sources import fingerprint, read_rows
+from finelaunch.data.mixture import (
+    Labels,
+    Part,
+    agreed_labels,
+    mixed_examples,
+    of_source,
+    report_held_out,
+    split_report,
+)
+from finelaunch.data.section import SPLITS, DataSection, Source, given_sources, split_sources
+from finelaunch.data.sources import Rows, fingerprint, read_rows
 from finelaunch.data.splits import draw, hold_out
 from finelaunch.errors import BadInput, Problem
 from finelaunch.models.load import load_tokenizer, tokenizer_hash, train_tokenizer
@@ -89,11 +98,6 @@ class ReadSplits:
     report: dict[str, dict[str, Any]]
 
 
-def given_splits(data: DataSection) -> dict[str, SplitSection]:
-    """Return the splits that a recipe names."""
-    return {name: split for name in SPLITS if (split := getattr(data, name)) is not None}
-
-
 def read_splits(data: DataSection, task: TaskData, document: Document) -> ReadSplits:
     """Read and check all rows, draw ``max_samples``, and hold out a validation split where none is named; no torch.
 
@@ -106,38 +110,41 @@ def read_splits(data: DataSection, task: TaskData, document: Document) -> ReadSp
         BadInput: With the faults of all splits.
         RequirementMissing: A hub data set that is neither cached nor reachable.
     """
-    examples: dict[str, list[Example]] = {}
-    report: dict[str, dict[str, Any]] = {}
+    parts: dict[str, list[Part]] = {}
     facts: dict[str, Any] | None = None
     problems: list[Problem] = []
-    for name, split in given_splits(data).items():
+    for name in SPLITS:
+        read: list[tuple[Source, Rows]] = []
+        for source in split_sources(data, name):
+            try:
+                origin = document.origin((*source.place, "path"))
+                read.append((source, read_rows(source.section, name, origin, source.key)))
+            except BadInput as error:
+                problems.extend(error.problems)
         try:
-            rows = read_rows(split, name, document.origin(("data", name, "path")))
-            if name == "train":
-                facts = task.facts(rows, split.columns)
+            if name == "train" and not problems:
+                facts = _facts(read, task, document)
             if facts is None:
                 continue  # without the facts of the training rows nothing more can be said of these
-            checked = task.read(rows, split.columns, facts)
         except BadInput as error:
             problems.extend(error.problems)
             continue
-        taken = draw(len(checked), split.max_samples, data.seed)
-        examples[name] = [checked[index] for index in taken]
-        notes = list(rows.dropped)
-        if split.max_samples is not None and split.max_samples > len(checked):
-            notes.append(f"max_samples {split.max_samples:,} is more than the {len(checked):,} rows there are")
-        if num_repeated := len(rows.rows) - len(set(given_ids(rows))):
-            notes.append(f"{num_repeated:,} ids stand for another row before; they are told apart as ID#2, ID#3, …")
-        columns = {key: value for key, value in rows.rows[0].items() if key != "__place__"}
-        about = split.model_dump(include={"path", "subset", "split", "revision", "source", "licence", "citation"})
-        report[name] = {**about, "columns": sorted(columns), "num_rows": len(checked), "notes": notes}
+        for source, rows in read:
+            try:
+                parts.setdefault(name, []).append(_part(source, rows, task, facts, data.seed))
+            except BadInput as error:
+                problems.extend(error.problems)
     if problems or facts is None:
         raise BadInput(problems)
+    examples = {name: [example for part in those for example in part.examples] for name, those in parts.items()}
+    report = {name: split_report(those) for name, those in parts.items()}
     if "validation" not in examples:
         examples["train"], examples["validation"] = _held_out(examples["train"], data, task, document)
         about = f"{data.validation_fraction:g} of data.train held out (data.validation_fraction)"
         report["validation"] = {"path": about, "num_rows": len(examples["validation"]), "notes": []}
+        report_held_out(report, examples["validation"])
     keys = {name: [_identity(example) for example in split] for name, split in examples.items()}
+    examples["train"] = mixed_examples(examples["train"], parts["train"], report["train"], data.seed, document)
     known = set(keys["train"])
     for name, those in keys.items():
         report[name] |= {"num_examples": len(those), "num_repeated": len(those) - len(set(those))}
@@ -146,14 +153,63 @@ def read_splits(data: DataSection, task: TaskData, document: Document) -> ReadSp
     return ReadSplits(examples, facts, {name: report[name] for name in SPLITS if name in report})
 
 
+def _facts(read: Sequence[tuple[Source, Rows]], task: TaskData, document: Document) -> dict[str, Any]:
+    """Return what the training rows of all sources settle together.
+
+    Raises:
+        BadInput: They do not agree; with the source that differs.
+    """
+    found = []
+    for source, rows in read:
+        try:
+            found.append(task.facts(rows, source.section.columns))
+        except BadInput as error:
+            if source.name is None:
+                raise
+            remedy = "list all labels in task.label_names"
+            raise BadInput(replace(problem, remedy=problem.remedy or remedy) for problem in error.problems) from None
+    if "label_names" not in found[0]:
+        return found[0]
+    labels = []
+    for (source, rows), facts in zip(read, found, strict=True):
+        column = source.section.columns.get("label", "label")
+        are_numbers = rows.class_names is not None and isinstance(rows.rows[0].get(column), int)
+        labels.append(Labels(source.key, document.origin(source.place), facts["label_names"], are_numbers))
+    return {**found[0], "label_names": agreed_labels(labels)}
+
+
+def _part(source: Source, rows: Rows, task: TaskData, facts: Mapping[str, Any], seed: int) -> Part:
+    """Return the checked examples of a source, ``max_samples`` of them; those of a list know their source.
+
+    Raises:
+        BadInput: With the faults of the rows.
+    """
+    split, name = source.section, source.name
+    checked = task.read(rows, split.columns, facts)
+    examples = [checked[index] for index in draw(len(checked), split.max_samples, seed)]
+    notes = list(rows.dropped)
+    if split.max_samples is not None and split.max_samples > len(checked):
+        notes.append(f"max_samples {split.max_samples:,} is more than the {len(checked):,} rows there are")
+    if num_repeated := len(rows.rows) - len(set(given_ids(rows))):
+        notes.append(f"{num_repeated:,} ids stand for another row before; they are told apart as ID#2, ID#3, …")
+    about = split.model_dump(include={"path", "subset", "split", "revision", "source", "licence", "citation"})
+    columns = sorted(key for key in rows.rows[0] if key != "__place__")
+    about |= {"columns": columns, "num_rows": len(checked)}
+    if name is not None:
+        notes = [f"{name}: {note}" for note in notes]
+    return Part(source, of_source(source, examples), about, notes)
+
+
 def _held_out(
     examples: Sequence[Example], data: DataSection, task: TaskData, document: Document
 ) -> tuple[list[Example], list[Example]]:
-    groups = [task.group(example) for example in examples]
+    groups, strata = [], []
+    for example in examples:
+        group, stratum = task.group(example)
+        groups.append(group)
+        strata.append(f"{example['source']}/{stratum}" if "source" in example else stratum)
     try:
-        stay, out = hold_out(
-            [group for group, _ in groups], [stratum for _, stratum in groups], data.validation_fraction, data.seed
-        )
+        stay, out = hold_out(groups, strata, data.validation_fraction, data.seed)
     except ValueError:
         what = f"{len(examples)} rows form one group (article, topic or text) and cannot be split"
         remedy = "give data.validation.path, or more rows"
@@ -198,12 +254,16 @@ def prepare(
             texts = (text for example in read.examples["train"] for text in _texts(example))
             train_tokenizer(texts, model, folder / "tokenizer")
         tokenizer = load_tokenizer(model, folder / "tokenizer" if model.tokenizer else None)
+        split_prints = _split_fingerprints(data, prints)
         for name, examples in read.examples.items():
             encoded = task.encode(examples, tokenizer)
             read.report[name]["notes"].extend(encoded.notes)
-            read.report[name] |= {"fingerprint": prints.get(name), **_lengths(encoded.features, read.facts)}
+            read.report[name] |= {"fingerprint": split_prints.get(name), **_lengths(encoded.features, read.facts)}
             write_table(encoded.features.table, folder / f"{name}.features.arrow")
             write_table(pa.Table.from_pylist(examples), folder / f"{name}.examples.arrow")
+        for source in given_sources(data):
+            if source.name is not None:
+                read.report[source.split]["sources"][source.name]["fingerprint"] = prints[source.key]
         write_json(
             folder / "report.json", {"splits": read.report, "facts": read.facts, "warnings": _warnings(read.report)}
         )
@@ -243,9 +303,23 @@ def prepared_folder(data: DataSection, model: ModelSection, task_values: Mapping
 
 
 def _fingerprints(data: DataSection, document: Document) -> dict[str, str]:
-    """Return the hash of the files of each split."""
-    splits = given_splits(data).items()
-    return {name: fingerprint(split, name, document.origin(("data", name, "path"))) for name, split in splits}
+    """Return the hash of the files of each source, by its dotted key."""
+    return {
+        source.key: fingerprint(source.section, source.split, document.origin((*source.place, "path")), source.key)
+        for source in given_sources(data)
+    }
+
+
+def _split_fingerprints(data: DataSection, prints: Mapping[str, str]) -> dict[str, str]:
+    """Return the hash of the files of each split: of one source its own, of a list one over those of its sources."""
+    found = {}
+    for name in SPLITS:
+        sources = split_sources(data, name)
+        if len(sources) == 1 and sources[0].name is None:
+            found[name] = prints[sources[0].key]
+        elif sources:
+            found[name] = content_key({"sources": [prints[source.key] for source in sources]})
+    return found
 
 
 def _key(data: DataSection, model: ModelSection, task_values: Mapping[str, Any], prints: Mapping[str, str]) -> str:
@@ -257,7 +331,7 @@ def _key(data: DataSection, model: ModelSection, task_values: Mapping[str, Any],
         "data": data.model_dump(),
         "task": dict(task_values),
         "tokenizer": tokenizer_hash(model),
-        "files": dict(prints),
+        "files": _split_fingerprints(data, prints),
     }
     return content_key(parts)
 

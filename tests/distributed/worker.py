@@ -67,6 +67,7 @@ def fault(name: str, stack: ExitStack) -> None:
     faults = {
         "nan loss on rank 1": lambda: before_step_4(poison_a_row_of_rank_1),
         "nan gradient": lambda: before_step_4(poison_a_gradient),
+        "other weights on rank 1": lambda: before_step_4(part_ranks),
         "cut everything": lambda: mock.patch.object(Engine, "deepspeed", cut_everything),
         "own tokens only": lambda: changed(average_tokens_across_devices=False),
         "use_cpu": lambda: changed(use_cpu=True, deepspeed=None),
@@ -111,18 +112,37 @@ def poison_a_gradient(guard) -> None:
         guard.trainer.model.classifier.bias.register_hook(lambda gradient: gradient * float("nan"))
 
 
+def part_ranks(guard) -> None:
+    """Change the second rank's weights, as a gradient that was never reduced would."""
+    import torch
+
+    if not guard.ranks.is_first:
+        with torch.no_grad():
+            guard.trainer.model.classifier.bias += 1
+
+
 class Halved:
     """A method that leaves the weights in bf16, as a checkpoint's own dtype would."""
 
-    def apply(self, model):
+    def quantization(self, precision):
+        return None
+
+    def apply(self, loaded):
         import torch
 
-        return model.to(torch.bfloat16)
+        return loaded.model.to(torch.bfloat16)
+
+    def stages(self, model, num_steps):
+        from finelaunch.methods.base import Stage
+
+        return (Stage("", num_steps),)
 
 
 def make_run(job: dict) -> dict:
     """Train or evaluate as ``job`` says and return what came of it."""
     from accelerate.state import AcceleratorState, GradientState
+
+    from integration.runs import signalled
 
     from finelaunch.errors import FinelaunchError
     from finelaunch.launch.request import Request, choose
@@ -139,6 +159,8 @@ def make_run(job: dict) -> dict:
     with ExitStack() as stack:
         for name in job.get("faults", ()):
             fault(name, stack)
+        if "stop" in job and not ranks.is_first:
+            stack.enter_context(signalled(job["stop"], hook=job.get("stop_hook", "on_step_begin")))
         try:
             if "evaluate" in job:
                 return evaluation(Path(job["evaluate"]), machine, ranks)
@@ -179,6 +201,7 @@ def main() -> None:
 
     expose_gpus("cpu", alone=False)
     log.set_up(terminal=False)
+    sys.path.append(str(Path(__file__).parent.parent))
     jobs = Path(sys.argv[1])
     outcomes = [make_run(job) for job in json.loads(jobs.read_text())]
     rank = os.environ.get("RANK", "0")

@@ -71,7 +71,7 @@ class Command:
     def placement(self) -> Placement:
         given = read_overrides([*RHYTHM, *self.words])
         profile, document, _ = load_profile(PROFILES[self.engine], given["launch"])
-        return place(load_recipe(RECIPE, given["recipe"])[0].training, profile, document)
+        return place(load_recipe(RECIPE, given["recipe"])[0], profile, document)
 
     def start(self) -> subprocess.Popen:
         words = ["launch", RECIPE, *RHYTHM, *self.words, "--on", PROFILES[self.engine], "--run-dir", str(self.folder)]

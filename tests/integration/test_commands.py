@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from unit.reporting.finished import finished_run, reviews
 
 from finelaunch.section.lookup import names, shipped
 
@@ -55,11 +56,15 @@ def write_score_files(folder):
         ["score", "predictions.json", "--task", "question_answering", "--data", "data.json", "--json"],
         ["status"],
         ["status", "--all", "--json"],
+        ["compare", "one", "two"],
+        ["compare", "one", "two", "--markdown"],
     ],
     ids=lambda words: " ".join(words[:2]),
 )
 def test_light_verbs_load_no_heavy_library(words, tmp_path):
     write_score_files(tmp_path)
+    for name in ("one", "two"):
+        finished_run(tmp_path / "runs" / name, reviews(True, False), {"accuracy": 0.5})
     script = (
         "import sys\n"
         "from finelaunch.cli import main\n"
@@ -106,6 +111,8 @@ def test_bad_input_is_one_message_and_exit_code_2(tmp_path):
         (["plan", "imdb/smoke", "--on", "cpu", "--cluster", "local"], "--cluster"),
         (["evaluate", "nothing"], "there is no run"),
         (["predict", "nothing", "--text", "x"], "there is no run"),
+        (["compare", "nothing", "nowhere"], "there is no run"),
+        (["compare", "."], "no run"),
         (["score", "none.json", "--data", "none.json"], "none.json"),
     ):
         done = finelaunch(*words, cwd=tmp_path)
@@ -131,12 +138,12 @@ def test_a_hub_out_of_reach_is_a_missing_requirement_that_names_what_is_missing(
 
 def test_every_shipped_recipe_is_valid_and_opens_with_what_it_trains_and_its_command():
     recipes = names("recipes")
-    assert len(recipes) == 8
+    assert len(recipes) == 16
     for name in recipes:
         done = finelaunch("validate", name)
         assert done.returncode == 0, done.stderr
         text = (shipped("recipes") / f"{name}.yaml").read_text(encoding="utf-8")
-        comment = text.split("\ntask:")[0]
+        comment = "\n".join(line for line in text.splitlines() if line.startswith("#"))
         assert f"finelaunch train {name}" in comment
         assert any(word in comment for word in ("seconds", "minute", "not measured here"))
 

@@ -1,6 +1,7 @@
-"""Verbs for runs that are under way, or were: what became of them, what they say, and their end on request."""
+"""Verbs for runs that are under way, or were: what became of them, what they say, what they cost, and their end."""
 
 import json
+import shutil
 import sys
 from typing import Annotated
 
@@ -57,6 +58,29 @@ def logs(
     except Interrupted:  # to stop looking is no stop of the run
         code = 0
     sys.exit(code)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN ...", help="Finished runs of one task.")],
+    as_json: AsJson = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print a table in Markdown.")] = False,
+) -> None:
+    """Print what finished runs cost beside how good they are: parameters, quality, speed, memory, bytes."""
+    from finelaunch.operations.records import find_run
+    from finelaunch.operations.show import plain
+    from finelaunch.reporting.compare import compare as compare_runs
+    from finelaunch.reporting.compare_table import markdown_lines, terminal_lines
+
+    if as_json and as_markdown:
+        raise BadInput(Problem("command line", "--markdown", "has no effect with --json", "", "give one of them"))
+    found = compare_runs([find_run(run) for run in runs])
+    if as_json:
+        print(json.dumps(found.as_json()))
+        return
+    width = shutil.get_terminal_size((100, 24)).columns
+    lines = markdown_lines(found) if as_markdown else terminal_lines(found, width)
+    print("\n".join(map(plain, lines)))
 
 
 @app.command()

@@ -66,7 +66,7 @@ def submit_run(
     _refuse_foreign_group(cluster, cluster_document)
     refuse_unfetched(job.recipe, job.document, cluster, cluster_name)
     recipe, _ = pinned(job.recipe, job.document)
-    placement = place(recipe.training, job.profile, job.profile_document)
+    placement = place(recipe, job.profile, job.profile_document)
     job.profile.engine(job.profile_document).require()
     require_submission()
     run.refuse_foreign_files()

@@ -76,7 +76,7 @@ def train(
     machine = replace(machine, name=profile_name_of(run, machine.name))
     is_slurm = machine.profile.target == "slurm"
     with in_job(run, machine.profile, ranks):
-        placement = place(loaded.training, machine.profile, machine.document)
+        placement = place(loaded, machine.profile, machine.document)
         check_arithmetic(placement, os.environ, loaded.training.max_grad_norm)
         signals.stop_after(machine.profile.seconds_until_stop)
         if fresh and is_slurm and restart_count():
@@ -208,7 +208,7 @@ def launch(
     if fresh and run.exists():
         begin_anew(run, loaded)
     run.refuse_foreign_files()
-    placement = place(loaded.training, profile, profile_document)
+    placement = place(loaded, profile, profile_document)
     with RunLock(run.lock):
         refuse_another_job(run, loaded, profile, placement, allow_change or ())
     sys.exit(start(made, profile, run, port))

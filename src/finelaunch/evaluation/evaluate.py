@@ -46,7 +46,7 @@ class Evaluator:
         features: Features,
         threshold: float | None = None,
     ) -> Measured:
-        """Return the figures of ``model`` on a split, ``loss`` among them.
+        """Return the figures of ``model`` on a split, ``loss`` among them; of several sources ``by_source``, too.
 
         Args:
             model: On the device to measure on; left in the mode it was in.
@@ -65,8 +65,36 @@ class Evaluator:
                 "training diverged: lower training.learning_rate, and with fp16 try launch.precision=bf16 or fp32"
             )
         measured = self.task.measure(examples, features, results, self.facts, threshold)
-        loss = float(results["loss_sum"].sum() / results["num_targets"].sum())
-        return replace(measured, metrics={"loss": loss, **measured.metrics})
+        metrics = {"loss": _mean_loss(results), **measured.metrics}
+        if len({example.get("source") for example in examples}) > 1:
+            chosen = metrics.get("threshold", threshold)
+            metrics["by_source"] = self._by_source(examples, features, results, chosen)
+        return replace(measured, metrics=metrics)
+
+    def _by_source(
+        self,
+        examples: list[Example],
+        features: Features,
+        results: Mapping[str, np.ndarray],
+        threshold: float | None,
+    ) -> dict[str, dict[str, Any]]:
+        """Return the figures of each source on its own, from results that are there, at one threshold for all.
+
+        A source of which no row could be encoded has no figures.
+        """
+        found = {}
+        numbers = features.column("example")
+        names = np.array([example["source"] for example in examples])
+        for name in dict.fromkeys(names.tolist()):
+            of_source = np.flatnonzero(names == name)
+            rows = np.flatnonzero(np.isin(numbers, of_source))
+            if not len(rows):
+                continue
+            part = {key: values[rows] for key, values in results.items()}
+            own = features.rows(rows, example=np.searchsorted(of_source, numbers[rows]))
+            measured = self.task.measure([examples[index] for index in of_source], own, part, self.facts, threshold)
+            found[name] = {"loss": _mean_loss(part), **measured.metrics}
+        return found
 
     def results(self, model: "PreTrainedModel", features: Features) -> dict[str, np.ndarray]:
         """Return the task's results of every feature in order, with ``loss_sum`` (float64) and ``num_targets`` (int64).
@@ -106,6 +134,10 @@ class Evaluator:
         if self.precision in ("fp32", "tf32"):
             return nullcontext()
         return torch.autocast(device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[self.precision])
+
+
+def _mean_loss(results: Mapping[str, np.ndarray]) -> float:
+    return float(results["loss_sum"].sum() / results["num_targets"].sum())
 
 
 def rows_of_rank(lengths: np.ndarray, ranks: Ranks) -> np.ndarray:

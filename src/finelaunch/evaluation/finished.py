@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finelaunch.errors import BadInput, FinelaunchError, Problem
+from finelaunch.evaluation.adapters import save_adapter
 from finelaunch.evaluation.evaluate import Evaluator
+from finelaunch.methods.prompts import leave_out_prompt
+from finelaunch.models.adapters import COPY_AGAIN, is_adapter, load_base, put_adapter, read_adapter, whole_shape
 from finelaunch.models.load import load_model, load_tokenizer
 from finelaunch.models.section import ModelSection
 from finelaunch.run.directory import RunDirectory
@@ -39,6 +42,7 @@ class FinishedModel:
         tokenizer: Its tokenizer.
         facts: What the training rows settled, such as the label names.
         threshold: The threshold that was chosen, for tasks that have one.
+        stated: All that ``finelaunch.json`` states.
     """
 
     task_name: str
@@ -47,6 +51,7 @@ class FinishedModel:
     tokenizer: "PreTrainedTokenizerBase"
     facts: dict[str, Any]
     threshold: float | None
+    stated: Mapping[str, Any]
 
     def evaluator(self, batch_size: int, precision: str, ranks: Ranks = ALONE) -> Evaluator:
         """Return what measures this model."""
@@ -62,8 +67,9 @@ def save_model(
     facts: Mapping[str, Any],
     base: Mapping[str, Any],
     threshold: float | None,
+    method: Mapping[str, Any],
 ) -> None:
-    """Write ``model/``: weights as safetensors, tokenizer, and ``finelaunch.json`` last, which makes it complete.
+    """Write ``model/``: weights or adapter, tokenizer, and ``finelaunch.json`` last, which makes it complete.
 
     Args:
         run: The run directory.
@@ -74,11 +80,23 @@ def save_model(
         facts: What the training rows settled.
         base: What was tuned.
         threshold: The threshold that was chosen.
+        method: The method section.
 
     Raises:
         FinelaunchError: A tensor is missing or empty in what was written.
     """
     run.model_facts.unlink(missing_ok=True)
+    if hasattr(model, "peft_config"):
+        task = task_of({"task": dict(task_values)}, str(run.recipe))
+        base = save_adapter(run, model, weights, tokenizer, task, facts, base)
+    else:
+        _save_whole(run, model, weights)
+    tokenizer.save_pretrained(run.model)
+    content = {"task": dict(task_values), "facts": dict(facts), "threshold": threshold}
+    write_json(run.model_facts, {**content, "base": dict(base), "method": dict(method)})
+
+
+def _save_whole(run: RunDirectory, model: "PreTrainedModel", weights: dict[str, Any] | None) -> None:
     # Under the names of the model itself: the names of the checkpoint it came from depend on how that was loaded.
     shapes = {name: whole_shape(parameter) for name, parameter in model.named_parameters()}
     if weights is not None:  # gathered, tied weights are there twice
@@ -88,14 +106,6 @@ def save_model(
     check_weights(run.model, shapes)
     for path in run.model.glob("*.safetensors"):  # written for their owner alone, unlike all other files
         path.chmod((run.model / "config.json").stat().st_mode)
-    tokenizer.save_pretrained(run.model)
-    content = {"task": dict(task_values), "facts": dict(facts), "threshold": threshold, "base": dict(base)}
-    write_json(run.model_facts, content)
-
-
-def whole_shape(parameter: Any) -> tuple[int, ...]:
-    """Return the shape of a whole parameter; ZeRO-3 leaves an empty one in its place and keeps the shape."""
-    return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def check_weights(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -140,37 +150,84 @@ def find_model(name: str) -> Path:
             raise BadInput(
                 Problem("command line", "RUN", what, "", "let its training end: the same command continues it")
             )
+        if is_adapter(folder):
+            read_adapter(folder)
     known = sorted(str(path.parent.parent) for path in Path("runs").glob("*/model/finelaunch.json"))
     remedy = f"finished runs here: {', '.join(known)}" if known else "train one first: finelaunch train RECIPE"
     raise BadInput(Problem("command line", "RUN", f"there is no run {name!r}", "", remedy))
 
 
-def load_finished(folder: Path) -> FinishedModel:
-    """Return the model in ``folder``, which :func:`save_model` wrote.
+def load_finished(folder: Path, base: Path | None = None) -> FinishedModel:
+    """Return the model in ``folder``, which :func:`save_model` or an export wrote; an adapter on its base.
+
+    Args:
+        folder: The folder of a whole model or of an adapter.
+        base: A copy of the adapter's base; None: where it was when it was trained.
 
     Raises:
-        BadInput: Its files are damaged.
+        BadInput: Its files are damaged, it is no model of ours, or the adapter's base is another one or not there.
     """
+    content = read_facts(folder)
     facts_file = folder / "finelaunch.json"
     try:
-        content = json.loads(facts_file.read_text(encoding="utf-8"))
-        document = Document({"task": content["task"]}, name=str(facts_file))
         facts, threshold = dict(content["facts"]), content["threshold"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise BadInput(Problem(str(facts_file), "", f"is damaged: {error!r}", "", "copy the run again")) from None
-    task_section = build(_Facts, document).task
-    task = task_for(task_section)
-    section = ModelSection(name_or_path=str(folder.resolve()))
+    except (KeyError, TypeError) as error:
+        raise BadInput(Problem(str(facts_file), "", f"is damaged: {error!r}", "", COPY_AGAIN)) from None
+    task = task_of(content, str(facts_file))
+    if base is not None and not is_adapter(folder):
+        what = f"has no effect: {folder} is a whole model and stands on no base"
+        raise BadInput(Problem("command line", "--base", what, "", "leave it out"))
     try:
-        tokenizer = load_tokenizer(section)
-        loaded = load_model(section, task.auto_class, {}, tokenizer, 1, seed=0)
+        tokenizer = load_tokenizer(ModelSection(name_or_path=str(folder.resolve())))
+        load = _load_adapter if is_adapter(folder) else _load_whole
+        model = load(folder, task, tokenizer, base)
     except BadInput as error:
-        problems = [
-            replace(problem, origin=str(folder), key="", remedy="copy the run again") for problem in error.problems
-        ]
-        raise BadInput(problems) from None
+        raise BadInput(
+            replace(problem, origin=str(folder), key="", remedy=COPY_AGAIN) if problem.origin == "recipe" else problem
+            for problem in error.problems
+        ) from None
+    return FinishedModel(content["task"]["name"], task, model, tokenizer, facts, threshold, content)
+
+
+def task_of(stated: Mapping[str, Any], origin: str) -> Task:
+    """Return the task that a ``finelaunch.json`` names.
+
+    Raises:
+        BadInput: It names none.
+    """
+    return task_for(build(_Facts, Document({"task": stated.get("task")}, name=origin)).task)
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """Return what ``finelaunch.json`` in ``folder`` states.
+
+    Raises:
+        BadInput: It is not there, or damaged.
+    """
+    if is_adapter(folder):
+        read_adapter(folder)
+    path = folder / "finelaunch.json"
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise BadInput(Problem(str(path), "", f"is damaged: {error!r}", "", COPY_AGAIN)) from None
+
+
+def _load_whole(folder: Path, task: Task, tokenizer: Any, _: Path | None) -> Any:
+    section = ModelSection(name_or_path=str(folder.resolve()))
+    loaded = load_model(section, task.auto_class, {}, tokenizer, 1, seed=0)
     if loaded.newly_initialised:
         names = ", ".join(loaded.newly_initialised[:3])
-        raise BadInput(Problem(str(folder), "", f"weights are missing: {names}", "", "copy the run again"))
+        raise BadInput(Problem(str(folder), "", f"weights are missing: {names}", "", COPY_AGAIN))
     task.prepare(loaded.model)
-    return FinishedModel(task_section.name, task, loaded.model.eval(), tokenizer, facts, threshold)
+    return loaded.model.eval()
+
+
+def _load_adapter(folder: Path, task: Task, tokenizer: Any, base: Path | None) -> Any:
+    adapter = read_adapter(folder)
+    loaded = load_base(adapter, tokenizer, base)
+    task.prepare(loaded.model)
+    model = put_adapter(loaded.model, adapter)
+    if adapter.is_prompt:
+        leave_out_prompt(model)
+    return model

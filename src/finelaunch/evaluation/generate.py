@@ -1,8 +1,9 @@
 """Answers of a causal LM to prompts."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -55,12 +56,15 @@ def generate(
             its first tokens.
         how: How answers are drawn.
         stop_ids: Tokens that end an answer.
-        batch_size: Prompts at a time; they are padded on the left.
+        batch_size: Prompts at a time; they are padded on the left. One at a time where a learned prompt comes first:
+            padding would come between it and the text.
     """
     import torch
     from transformers import set_seed
 
     limit = getattr(model.config, "max_position_embeddings", None)
+    if num_virtual_tokens(model):
+        limit, batch_size = limit and max(limit - num_virtual_tokens(model), 1), 1
     room = limit - how.max_new_tokens if limit else None
     if room is not None and room < 1:
         room = 1
@@ -73,7 +77,8 @@ def generate(
     model.eval()
     set_seed(how.seed)
     answers = []
-    with torch.inference_mode():
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Position ids are not supported")  # without padding they say nothing
         for start in range(0, len(rows), batch_size):
             stop_if_asked()
             alive()
@@ -90,3 +95,9 @@ def generate(
             answers += tokenizer.batch_decode(tokens[:, length:], skip_special_tokens=True)
     model.train(training)
     return [answer.strip() for answer in answers]
+
+
+def num_virtual_tokens(model: Any) -> int:
+    """Return the positions that a learned prompt of ``model`` takes before the text."""
+    config: Any = getattr(model, "active_peft_config", None)
+    return config.num_virtual_tokens if config is not None and config.is_prompt_learning else 0

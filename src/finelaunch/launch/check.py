@@ -4,12 +4,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from finelaunch.data.section import given_sources
 from finelaunch.data.sources import HUB_PREFIX, resolve
 from finelaunch.errors import BadInput, Problem, RequirementMissing
+from finelaunch.launch.fit import check_fit, check_packages
 from finelaunch.launch.place import check_place
 from finelaunch.launch.profile import load_profile
 from finelaunch.models.load import local_folder
-from finelaunch.preparation import given_splits
 from finelaunch.recipe.load import load_recipe
 from finelaunch.recipe.schema import Recipe
 from finelaunch.section.document import Document
@@ -22,11 +23,12 @@ ANY_MACHINE = "gpu"
 def check(name: str, overrides: Mapping[str, Document], profile_name: str | None) -> tuple[Recipe, Document]:
     """Return the recipe that ``name`` and ``overrides`` make, after all that can be checked at once.
 
-    Its keys and values, the profile and the batch arithmetic, and the local paths of data, model and checkpoint.
+    Its keys and values, the profile and the batch arithmetic, the local paths of data, model and checkpoint, and
+    whether the method fits the task, the model, the engine and the packages that are installed.
 
     Raises:
         BadInput: With all that is wrong.
-        RequirementMissing: Nothing is wrong, but a package that a path names is not installed.
+        RequirementMissing: Nothing is wrong, but a package that a path or the method needs is not installed.
     """
     problems: list[Problem] = []
     missing: list[RequirementMissing] = []
@@ -46,18 +48,20 @@ def check(name: str, overrides: Mapping[str, Document], profile_name: str | None
         raise BadInput(problems)
     recipe, document = loaded
     if profile is not None and profile_name is not None:
-        attempt(check_place, recipe.training, profile[0], profile[1])
+        attempt(check_place, recipe, profile[0], profile[1])
     if overrides["cluster"].values and profile is not None and profile[0].target != "slurm":
         key = f"cluster.{next(iter(overrides['cluster'].values))}"
         what = (
             "has no effect: the profile is not one of Slurm" if profile_name else "has no effect without --on PROFILE"
         )
         problems.append(Problem(COMMAND_LINE, key, what, "", "leave it out, or use --on slurm_2x4 and the like"))
-    for split_name, split in given_splits(recipe.data).items():
-        if not split.path.startswith(HUB_PREFIX):
-            attempt(resolve, split.path, f"data.{split_name}.path", document.origin(("data", split_name, "path")))
+    for source in given_sources(recipe.data):
+        if not source.section.path.startswith(HUB_PREFIX):
+            attempt(resolve, source.section.path, f"{source.key}.path", document.origin((*source.place, "path")))
     if recipe.model.name_or_path is not None:
         attempt(local_folder, recipe.model, document.origin(("model", "name_or_path")))
+    attempt(check_packages, recipe)
+    attempt(check_fit, recipe, document)
     if recipe.training.resume not in ("auto", "never") and not Path(recipe.training.resume).is_dir():
         what = f"there is no checkpoint at {recipe.training.resume}"
         origin = document.origin(("training", "resume"))

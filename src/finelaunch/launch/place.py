@@ -1,43 +1,45 @@
 """The cut of the global batch: what recipe and profile come to on so many processes."""
 
 from collections.abc import Iterable, Iterator
+from itertools import chain
 
 from finelaunch.engines import engine_faults
 from finelaunch.errors import BadInput, Problem
 from finelaunch.launch.profile import Profile
+from finelaunch.methods.limits import method_faults
+from finelaunch.recipe.schema import Recipe
 from finelaunch.section.document import Document
 from finelaunch.training.placement import Placement, count_of
-from finelaunch.training.section import TrainingSection
 
 
-def place(training: TrainingSection, profile: Profile, document: Document) -> Placement:
+def place(recipe: Recipe, profile: Profile, document: Document) -> Placement:
     """Return how a recipe runs on the processes of ``profile``.
 
     Args:
-        training: The recipe's section.
+        recipe: What to train, and how.
         profile: The machine, with a number of processes.
         document: The profile's document, for the origin of its keys.
 
     Raises:
         BadInput: The global batch cannot be cut so, or the engine cannot run the combination.
     """
-    if problems := list(_faults(training, profile, document)):
+    if problems := list(_faults(recipe, profile, document)):
         raise BadInput(problems)
     assert profile.num_processes is not None
-    return on_processes(training.global_batch_size, profile, document)
+    return on_processes(recipe.training.global_batch_size, profile, document)
 
 
-def check_place(training: TrainingSection, profile: Profile, document: Document) -> None:
+def check_place(recipe: Recipe, profile: Profile, document: Document) -> None:
     """Say what is wrong, also where the number of processes is not known yet.
 
     Raises:
         BadInput: With all that is wrong.
     """
-    problems = list(_faults(training, profile, document))
+    problems = list(_faults(recipe, profile, document))
     try:
         if not problems:
             known = profile if profile.num_processes else profile.with_processes(profile.num_nodes, 1)
-            on_processes(training.global_batch_size, known, document)
+            on_processes(recipe.training.global_batch_size, known, document)
     except BadInput as error:
         if profile.num_processes is not None:
             problems += error.problems
@@ -69,17 +71,19 @@ def on_processes(global_batch_size: int, profile: Profile, document: Document) -
     )
 
 
-def _faults(training: TrainingSection, profile: Profile, document: Document) -> Iterator[Problem]:
-    """Yield what the engine cannot run."""
+def _faults(recipe: Recipe, profile: Profile, document: Document) -> Iterator[Problem]:
+    """Yield what the engine cannot run, and what the recipe's method cannot run on it."""
     engine = profile.engine(document)
-    for fault in engine_faults(
+    by_method = method_faults(recipe.method, engine.name, profile.activation_checkpointing, engine.offload)
+    by_engine = engine_faults(
         engine,
         target=profile.target,
         device=profile.device,
         precision=profile.precision,
         num_processes=profile.num_processes,
-        optim=training.optim,
-    ):
+        optim=recipe.training.optim,
+    )
+    for fault in chain(by_engine, by_method):
         origin = document.origin((fault.key,))
         yield Problem(origin, f"launch.{fault.key}", fault.what, fault.allowed, fault.remedy)
 

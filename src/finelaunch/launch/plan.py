@@ -12,23 +12,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from finelaunch.data.section import given_sources
 from finelaunch.data.sources import HUB_PREFIX
-from finelaunch.engines import Engine
 from finelaunch.errors import FinelaunchError
 from finelaunch.launch import sbatch
 from finelaunch.launch.cluster import Cluster
-from finelaunch.launch.estimate import REDUCE_BUCKET_ELEMENTS, advice, byte_text, estimate_memory, forecast_traffic
+from finelaunch.launch.needs import LATER, needs_of
 from finelaunch.launch.place import check_place, place
 from finelaunch.launch.profile import Profile
-from finelaunch.models.size import ModelSize, model_size
-from finelaunch.preparation import cached_report, given_splits
+from finelaunch.preparation import cached_report
 from finelaunch.recipe.schema import Recipe
 from finelaunch.section.document import Document
 from finelaunch.section.lookup import find
 from finelaunch.training.placement import Placement, batch_arithmetic, count_of
 
 PYTHON, PORT, RUN, RANK, THREADS = "<python>", "<port>", "<run>", "<rank>", "<cores / processes>"
-LATER = "unknown until launch.num_processes_per_node is a number"
 
 
 @dataclass(frozen=True)
@@ -50,6 +48,7 @@ class LaunchPlan:
         by_hand: The same started by hand.
         batch: The cut of the global batch; the numbers are None while unknown.
         steps: Optimizer steps of an epoch and in all; None with the reason while unknown.
+        method: What is trained: its name, trained and all parameters; None while unknown.
         memory: Bytes a device, by what they hold; None with the reason while unknown.
         traffic: Bytes a rank sends each optimizer step; None while unknown.
         advice: What may go better; never acted upon.
@@ -70,6 +69,7 @@ class LaunchPlan:
     by_hand: str
     batch: dict[str, Any]
     steps: dict[str, Any]
+    method: dict[str, Any]
     memory: dict[str, Any]
     traffic: dict[str, Any]
     advice: tuple[str, ...]
@@ -100,7 +100,9 @@ class LaunchPlan:
             if self.engine[key] is not None
         ]
         lines += [_line("batch", self.batch["arithmetic"]), _line("steps", self.steps["text"])]
-        lines += [_line("memory", self.memory["text"]), _line("sends", self.traffic["text"])]
+        lines += [_line("method", self.method["text"]), _line("memory", self.memory["text"])]
+        lines += [_line("checkpointing", text) for text in [self.memory.get("checkpointing")] if text]
+        lines.append(_line("sends", self.traffic["text"]))
         lines += [_line("advice", text) for text in self.advice]
         if self.sbatch is not None:
             lines += ["  batch script", *(f"    {line}".rstrip() for line in self.sbatch.splitlines())]
@@ -150,14 +152,13 @@ def make_plan(
     """
     placement = None
     if profile.num_processes:
-        placement = place(recipe.training, profile, profile_document)
+        placement = place(recipe, profile, profile_document)
     else:
-        check_place(recipe.training, profile, profile_document)
+        check_place(recipe, profile, profile_document)
     engine = placement.engine if placement else profile.engine(profile_document)
     start = _start(recipe_name, words, profile_name, profile, options, site)
     report = _report(recipe, document)
-    size = model_size(recipe.model, recipe.task.name, _num_labels(recipe, report))
-    memory, traffic, said = _estimates(recipe, profile, engine, placement, size)
+    needs = needs_of(recipe, profile, engine, placement, _num_labels(recipe, report))
     return LaunchPlan(
         recipe=recipe_name,
         profile=profile_name,
@@ -179,9 +180,10 @@ def make_plan(
         by_hand=start.by_hand,
         batch=_batch(recipe, profile, placement),
         steps=_steps(recipe, report),
-        memory=memory,
-        traffic=traffic,
-        advice=said,
+        method=needs.method,
+        memory=needs.memory,
+        traffic=needs.traffic,
+        advice=needs.advice,
         sbatch=start.sbatch,
     )
 
@@ -264,7 +266,7 @@ def _report(recipe: Recipe, document: Document) -> dict[str, Any] | None:
 
 def _is_on_hub(recipe: Recipe) -> bool:
     """Return whether rows come from the hub: which they are only it can say, and a plan asks nobody."""
-    return any(split.path.startswith(HUB_PREFIX) for split in given_splits(recipe.data).values())
+    return any(source.section.path.startswith(HUB_PREFIX) for source in given_sources(recipe.data))
 
 
 def _steps(recipe: Recipe, report: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -282,46 +284,6 @@ def _steps(recipe: Recipe, report: Mapping[str, Any] | None) -> dict[str, Any]:
 def _num_labels(recipe: Recipe, report: Mapping[str, Any] | None) -> int:
     names = getattr(recipe.task, "label_names", None) or (report or {}).get("facts", {}).get("label_names")
     return len(names) if names else 2
-
-
-def _estimates(
-    recipe: Recipe, profile: Profile, engine: Engine, placement: Placement | None, size: ModelSize | str
-) -> tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]:
-    """Return memory, traffic and advice."""
-    if placement is None or isinstance(size, str):
-        unknown = {"total": None, "text": LATER if placement is None else f"unknown: {size}"}
-        return unknown, unknown, ()
-    on_cpu = profile.device == "cpu"
-    precision = profile.precision if profile.precision != "auto" else "fp32" if on_cpu else "bf16"
-    common: dict[str, Any] = {
-        "engine": engine.name,
-        "world_size": placement.num_processes,
-        "precision": precision,
-        "gradient_accumulation_steps": placement.gradient_accumulation_steps,
-    }
-    rows: dict[str, Any] = {
-        "per_device_batch_size": placement.per_device_batch_size,
-        "sequence_length": recipe.task.max_length,
-        "optim": recipe.training.optim,
-        "activation_checkpointing": placement.activation_checkpointing,
-        "offload": engine.offload,
-        "task_name": recipe.task.name,
-    }
-    # On a CPU only what is used of the bucket takes memory.
-    bucket = min(size.num_parameters, REDUCE_BUCKET_ELEMENTS) if on_cpu else REDUCE_BUCKET_ELEMENTS
-    memory = estimate_memory(size, **common, **rows, reduce_bucket_elements=bucket)
-    traffic = forecast_traffic(size, **common)
-    parts = asdict(memory)
-    said = ", ".join(f"{name} {byte_text(count)}" for name, count in parts.items())
-    most = "at most about" if size.is_upper_bound else "about"
-    longest = f"rows of {recipe.task.max_length} tokens, {precision}"
-    text = f"{most} {byte_text(memory.total)} a device ({said}; {size.num_parameters:,} parameters, {longest})"
-    sent = f"{most} {byte_text(traffic.total)} a rank and optimizer step" if traffic.total else "nothing"
-    return (
-        {"total": memory.total, **parts, "num_parameters": size.num_parameters, "precision": precision, "text": text},
-        {"total": traffic.total, **asdict(traffic), "text": sent},
-        tuple(advice(size, **common, **rows)),
-    )
 
 
 def _line(name: str, text: str) -> str:

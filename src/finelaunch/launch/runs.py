@@ -12,7 +12,7 @@ from finelaunch.recipe.schema import Recipe
 from finelaunch.run.directory import RunDirectory, differences, is_permitted, refuse_differences
 from finelaunch.run.files import read_lines
 from finelaunch.run.log import say
-from finelaunch.training.checkpoints import FREE_KEYS, check_engine
+from finelaunch.training.checkpoints import BOUND, FREE_KEYS, check_engine
 from finelaunch.training.manifest import newest_checkpoint
 from finelaunch.training.placement import Placement
 
@@ -73,6 +73,10 @@ def refuse_another_job(
     asked = {**recipe.model_dump(mode="json"), "launch": profile.model_dump(mode="json")}
     before, after = dict(flatten(run.stated())), dict(flatten(asked))
     refused, permitted = differences(before, after, () if run.finished() else allow_change)
+    if bound := [key for key in permitted if key.startswith(BOUND)]:
+        what = f"the run was begun with {before.get(bound[0])!r}, and what is trained cannot change within a run"
+        remedy = "--fresh begins anew and keeps the old run, --name names another"
+        raise BadInput(Problem(str(run.path), bound[0], what, "", remedy))
     free = [key for key, *_ in refused if key in FREE_KEYS]
     refuse_differences(run, [one for one in refused if one[0] not in FREE_KEYS])
     if permitted and recipe.training.resume != "never" and (checkpoint := newest_checkpoint(run.checkpoints)):
@@ -93,6 +97,19 @@ def refuse_changed_data(run: RunDirectory, prepared: Prepared, allow_change: Col
         after = {f"data.{name}.path": splits[name].get("fingerprint") for name in known}
         changed = [key for key in before if before[key] != after[key] and not is_permitted(key, allow_change)]
         refuse_differences(run, [(key, before[key], after[key]) for key in sorted(changed)])
+
+
+def refuse_changed_base(run: RunDirectory, fingerprint: str) -> None:
+    """Refuse to continue on weights other than those that the run was begun with.
+
+    Raises:
+        BadInput: They changed.
+    """
+    before = run.read_manifest().get("model", {}).get("fingerprint") if run.has_trained() else None
+    if before not in (None, fingerprint):
+        what = f"the weights are not those that the run in {run.path} began with: {before} then, {fingerprint} now"
+        remedy = "put them back, or begin anew with --fresh, which keeps the old run"
+        raise BadInput(Problem("recipe", "model.name_or_path", what, "", remedy))
 
 
 def longest_save(run: RunDirectory) -> float | None:

@@ -1,32 +1,39 @@
 """Tokenizers and models as a recipe names them.
 
-Weights are held in fp32 whatever the checkpoint's dtype; precision is a matter of the machine. Code of a model
-repository is never run.
+Weights are held in fp32 whatever the checkpoint's dtype, or in 4 bits where the method says so; precision is a matter
+of the machine. Code of a model repository is never run.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finelaunch.data.hub import is_commit, why_offline
-from finelaunch.data.sources import PACKAGE_PREFIX, hash_files, resolve
-from finelaunch.errors import BadInput, Problem, RequirementMissing
+from finelaunch.data.hub import is_commit
+from finelaunch.data.sources import hash_files
+from finelaunch.errors import BadInput, FinelaunchError, Problem, RequirementMissing
+from finelaunch.models.config import (
+    blank_config,
+    check_causal,
+    check_labels,
+    check_positions,
+    first_line,
+    hub_faults,
+    local_folder,
+    read_config,
+    refusals,
+)
+from finelaunch.models.fingerprint import content_of, weight_files
+from finelaunch.models.quantization import Quantization
 from finelaunch.models.section import ModelSection
-from finelaunch.section.base import nearest
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "*.model", "added_tokens.json")
 TOKENIZER_FILES += ("chat_template*", "config.json")
-MAX_HUB_NAME = 200
-POSITIONS_AFTER_PADDING = {"roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "xmod"}
-POSITIONS_AFTER_PADDING |= {"mpnet", "longformer", "data2vec-text", "luke", "mluke", "ibert", "esm", "markuplm", "lilt"}
-"""Model types whose first token has the position pad_token_id + 1, so that so many positions are never used."""
-SETTLED_KEYS = ("id2label", "label2id", "return_dict", "architectures", "dtype", "torch_dtype")
-"""Keys of a model's config that the task, the tokenizer or this module settles."""
 SPECIAL_TOKENS = {
     "pad_token": "[PAD]",
     "unk_token": "[UNK]",
@@ -43,40 +50,30 @@ class LoadedModel:
     """A model and what is worth knowing of its loading.
 
     Args:
-        model: On the CPU, in fp32, in training mode.
+        model: In training mode; on the CPU in fp32, or in 4 bits on the device that it is trained on.
         newly_initialised: Names of parameters that the checkpoint did not hold.
         unused: Names of tensors in the checkpoint that the model has no place for.
-        fingerprint: SHA-256 of local weights, the commit of a hub model, or ``scratch``.
+        fingerprint: SHA-256 of local weights, the commit of a hub model, or ``scratch:`` and SHA-256 of what was drawn.
+        auto_class: Name of the transformers Auto class.
+        is_scratch: All weights were drawn.
     """
 
     model: "PreTrainedModel"
     newly_initialised: tuple[str, ...]
     unused: tuple[str, ...]
     fingerprint: str
+    auto_class: str
+    is_scratch: bool = False
 
+    @property
+    def is_causal(self) -> bool:
+        """Whether it is a language model, without a head of a task."""
+        return self.auto_class == "AutoModelForCausalLM"
 
-def local_folder(section: ModelSection, origin: str = "recipe") -> Path | None:
-    """Return the folder of a model that needs no hub, or None for a hub name.
-
-    A run directory stands for the ``model`` folder in it.
-
-    Raises:
-        BadInput: The name looks like a path and is not there, or a revision is asked of it.
-        RequirementMissing: The package that it names is not installed.
-    """
-    name = section.name_or_path or ""
-    looks_local = name.startswith((PACKAGE_PREFIX, "/", ".", "~")) or name.count("/") > 1
-    if not (looks_local or (len(name) < MAX_HUB_NAME and Path(name).exists())):
-        return None
-    if section.revision is not None:
-        what = f"has no effect on the local path {name}"
-        raise BadInput(Problem(origin, "model.revision", what, "", "leave it out"))
-    folder = resolve(name, "model.name_or_path", origin)
-    folder = folder / "model" if (folder / "model" / "config.json").exists() else folder
-    if not (folder / "config.json").exists():
-        what = f"{folder} holds no config.json"
-        raise BadInput(Problem(origin, "model.name_or_path", what, "a folder that save_pretrained wrote"))
-    return folder
+    @property
+    def drawn(self) -> tuple[str, ...]:
+        """The names of the weights that were drawn beside those of a pretrained model."""
+        return () if self.is_scratch else self.newly_initialised
 
 
 def tokenizer_hash(section: ModelSection) -> str:
@@ -93,7 +90,7 @@ def tokenizer_hash(section: ModelSection) -> str:
     if folder is None:
         from huggingface_hub import snapshot_download
 
-        with _hub_faults(section):
+        with hub_faults(section):
             folder = Path(
                 snapshot_download(
                     str(section.name_or_path), revision=section.revision, allow_patterns=list(TOKENIZER_FILES)
@@ -112,18 +109,19 @@ def load_tokenizer(section: ModelSection, trained: Path | None = None) -> "PreTr
 
     Raises:
         BadInput: There is none, or only a slow one.
-        RequirementMissing: A hub model that is neither cached nor reachable.
+        RequirementMissing: A hub model that is neither cached nor reachable, or a package that reads its vocabulary.
     """
     from transformers import AutoTokenizer
 
     source = trained or local_folder(section) or str(section.name_or_path)
-    with _hub_faults(section):
+    with hub_faults(section):
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, revision=section.revision)
         except OSError:
             raise
         except Exception as error:  # tokenizers raises bare Exception for files that it cannot read
-            what = f"its tokenizer cannot be loaded: {_first_line(error)}"
+            _require_sentencepiece(error)
+            what = f"its tokenizer cannot be loaded: {first_line(error)}"
             raise BadInput(Problem("recipe", "model.name_or_path", what)) from error
     if not tokenizer.is_fast:
         what = f"{type(tokenizer).__name__} has no fast version, and answers are mapped through its offsets"
@@ -131,6 +129,19 @@ def load_tokenizer(section: ModelSection, trained: Path | None = None) -> "PreTr
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
+
+
+def _require_sentencepiece(error: Exception) -> None:
+    """Refuse a vocabulary of SentencePiece without what reads it; transformers then names another package.
+
+    Raises:
+        RequirementMissing: A package is not installed.
+    """
+    missing = [package for package in ("sentencepiece", "protobuf") if not list(distributions(name=package))]
+    if missing and "tiktoken" in str(error):
+        what = "its tokenizer is a SentencePiece vocabulary (spm.model) without tokenizer.json"
+        install = f"pip install {' '.join(missing)}"
+        raise RequirementMissing(str(Problem("recipe", "model.name_or_path", what, "", install))) from error
 
 
 def train_tokenizer(texts: Iterator[str], section: ModelSection, folder: Path) -> None:
@@ -152,7 +163,7 @@ def train_tokenizer(texts: Iterator[str], section: ModelSection, folder: Path) -
     from transformers import PreTrainedTokenizerFast
 
     assert section.tokenizer is not None
-    types = section.config.get("type_vocab_size", getattr(_blank_config(section), "type_vocab_size", 0))
+    types = section.config.get("type_vocab_size", getattr(blank_config(section), "type_vocab_size", 0))
     names = ["input_ids", "token_type_ids", "attention_mask"] if types > 1 else ["input_ids", "attention_mask"]
     tokenizer = Tokenizer(models.BPE(unk_token=SPECIAL_TOKENS["unk_token"]))
     tokenizer.normalizer = normalizers.NFC()
@@ -183,6 +194,7 @@ def load_model(
     tokenizer: "PreTrainedTokenizerBase",
     max_length: int,
     seed: int,
+    quantization: Quantization | None = None,
 ) -> LoadedModel:
     """Return the model of ``section`` with the task's head, new weights drawn from ``seed``.
 
@@ -193,158 +205,114 @@ def load_model(
         tokenizer: The tokenizer that encodes its inputs.
         max_length: Tokens of the longest input.
         seed: Seed of all weights that are not loaded.
+        quantization: How the weights of linear layers are held; those of the head and the drawn ones stay in fp32.
 
     Raises:
         BadInput: A config key that the architecture does not know, inputs longer than its positions, weights that do
             not fit, or an architecture without the task's head.
-        RequirementMissing: A hub model that is neither cached nor reachable.
+        RequirementMissing: A hub model that is neither cached nor reachable, or bitsandbytes is not installed.
     """
-    import torch
     import transformers
 
     loader = getattr(transformers, auto_class)
-    config = _config(section, tokenizer)
-    _check_labels(config, task_config)
+    config = read_config(section, tokenizer)
+    check_labels(config, task_config)
     for name, value in task_config.items():
         setattr(config, name, value)
-    _check_positions(config, tokenizer, max_length)
-    _check_causal(config, auto_class)
+    check_positions(config, tokenizer, max_length)
+    check_causal(config, auto_class)
     transformers.set_seed(seed)
+    missing: list[str] = []
+    unused: list[str] = []
     if section.init == "scratch":
-        with _refusals("model.config"):
+        with refusals("model.config"):
             model = loader.from_config(config).float()
-        missing, unused, fingerprint = [name for name, _ in model.named_parameters()], [], "scratch"
+        missing, fingerprint = [name for name, _ in model.named_parameters()], f"scratch:{_hash_weights(model)}"
+        if quantization is not None:
+            model = _quantised(model, quantization)
     else:
-        with _hub_faults(section), _refusals("model"):
-            model, info = loader.from_pretrained(
-                local_folder(section) or section.name_or_path,
-                revision=section.revision,
-                config=config,
-                dtype=torch.float32,
-                output_loading_info=True,
-            )
+        from finelaunch.models.adapters import plain_folder
+
+        source = local_folder(section) or str(section.name_or_path)
+        with hub_faults(section), refusals("model"), plain_folder(source) as whole:
+            transformers.set_seed(seed)  # merging an adapter has drawn numbers, too
+            model, info = _read(loader, whole, section.revision, config, quantization)
         missing, unused = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
         fingerprint = _fingerprint(section)
     if model.config.pad_token_id is None:
         # Only now: known before, it would be the embeddings' padding_idx, and a pad token that is EOS would not learn.
         model.config.pad_token_id = tokenizer.pad_token_id
-    return LoadedModel(model.train(), tuple(missing), tuple(unused), fingerprint)
+    is_scratch = section.init == "scratch"
+    return LoadedModel(model.train(), tuple(missing), tuple(unused), fingerprint, auto_class, is_scratch)
 
 
-@contextmanager
-def _refusals(key: str) -> Iterator[None]:
-    """Turn whatever a library raises over a user's config or weights, but for a missing file, into a problem.
+def _read(
+    loader: Any, source: Any, revision: str | None, config: "PretrainedConfig", quantization: Quantization | None
+) -> tuple["PreTrainedModel", dict[str, Any]]:
+    """Return what ``from_pretrained`` reads, and its report."""
+    import torch
 
-    These are of many types: KeyError for an unknown activation, AssertionError, SafetensorError, RuntimeError for sizes
-    that do not fit.
+    given = {"revision": revision, "config": config, "dtype": torch.float32, "output_loading_info": True}
+    if quantization is None:
+        return loader.from_pretrained(source, **given)
+    blank, info = loader.from_pretrained(source, **given, device_map="meta")
+    kept = _kept_whole(blank, info["missing_keys"])
+    model, info = loader.from_pretrained(source, **given, **quantization.arguments(kept))
+    _refuse_quantised_empty(model)
+    return model, info
+
+
+def _quantised(model: "PreTrainedModel", quantization: Quantization) -> "PreTrainedModel":
+    """Return ``model`` with the weights of its base in 4 bits."""
+    import torch
+
+    given = {"config": model.config, "dtype": torch.float32, "state_dict": model.state_dict()}
+    model = type(model).from_pretrained(None, **given, **quantization.arguments(_kept_whole(model, [])))
+    _refuse_quantised_empty(model)
+    return model
+
+
+def _kept_whole(model: "PreTrainedModel", missing: list[str]) -> list[str]:
+    """Return the full names of the modules that are not quantised: the head's, and those whose weights are drawn."""
+    from torch import nn
+
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    drawn = {name.rpartition(".")[0] for name in missing}
+    return [name for name in linear if name in drawn or not name.startswith(f"{model.base_model_prefix}.")]
+
+
+def _refuse_quantised_empty(model: "PreTrainedModel") -> None:
+    """Refuse a model of which a module was quantised before it held weights.
+
+    Raises:
+        FinelaunchError: There is one.
     """
-    try:
-        yield
-    except (OSError, BadInput):
-        raise
-    except Exception as error:
-        what = f"no model for this task can be made of it: {type(error).__name__}: {_first_line(error)}"
-        raise BadInput(Problem("recipe", key, what)) from error
+    empty = [name for name, module in model.named_modules() if _is_quantised_empty(module)]
+    if empty:
+        raise FinelaunchError(f"model: {', '.join(empty)} were quantised before they held weights")
 
 
-def _check_labels(config: "PretrainedConfig", task_config: Mapping[str, Any]) -> None:
-    """Refuse labels that a classifier's head was not trained for; a head without named labels takes any."""
-    trained = list(getattr(config, "id2label", {}).values())
-    wanted = list(task_config.get("id2label", {}).values())
-    unnamed = trained == [f"LABEL_{number}" for number in range(len(trained))]
-    if not wanted or unnamed or trained == wanted or not any("Classification" in c for c in config.architectures or ()):
-        return
-    what = f"the model was trained for the labels {', '.join(map(str, trained))}, asked for are {', '.join(wanted)}"
-    remedy = "give them in its order, or start from a model without a head"
-    raise BadInput(Problem("recipe", "task.label_names", what, "", remedy))
+def _is_quantised_empty(module: Any) -> bool:
+    weight = getattr(module, "weight", None)
+    return type(weight).__name__ == "Params4bit" and weight.quant_state is None  # type: ignore[union-attr]
 
 
-def _config(section: ModelSection, tokenizer: "PreTrainedTokenizerBase") -> "PretrainedConfig":
-    from transformers import AutoConfig
-
-    if section.init == "pretrained":
-        with _hub_faults(section), _refusals("model.name_or_path"):
-            config = AutoConfig.from_pretrained(
-                local_folder(section) or str(section.name_or_path), revision=section.revision
-            )
-        _check_keys(config, section.config)
-        with _refusals("model.config"):
-            for name, value in section.config.items():
-                setattr(config, name, value)
-        return config
-    blank = _blank_config(section)
-    shape = {name: value for name, value in section.config.items() if name != "model_type"}
-    tokens = {
-        f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos", "cls", "sep")
-    }
-    shape |= {name: value for name, value in tokens.items() if hasattr(blank, name)}
-    with _refusals("model.config"):
-        return AutoConfig.for_model(blank.model_type, vocab_size=len(tokenizer), **shape)
-
-
-def _blank_config(section: ModelSection) -> "PretrainedConfig":
-    """Return the config of an architecture as it is by default, the keys that the section gives being known to it."""
-    from transformers import CONFIG_MAPPING, AutoConfig
-
-    model_type = section.config["model_type"]
-    if model_type not in CONFIG_MAPPING:
-        near = nearest(model_type, CONFIG_MAPPING.keys())
-        what, remedy = f"{model_type!r} is not known to transformers", f"did you mean {near!r}?" if near else ""
-        raise BadInput(Problem("recipe", "model.config.model_type", what, "such as bert or gpt2", remedy))
-    with _refusals("model.config"):
-        blank = AutoConfig.for_model(model_type)
-    _check_keys(blank, section.config)
-    return blank
-
-
-def _check_keys(config: "PretrainedConfig", given: Mapping[str, Any]) -> None:
-    """Refuse config keys that the architecture does not have; transformers would keep and ignore them."""
-    known = {*config.to_dict(), *config.attribute_map}
-    problems = []
-    for name, value in given.items():
-        if name in SETTLED_KEYS:
-            problems.append(Problem("recipe", f"model.config.{name}", "is settled by the task", "", "leave it out"))
-        elif name == "model_type" and value != config.model_type:
-            what = f"{value!r} is not the checkpoint's, which is {config.model_type!r}"
-            problems.append(Problem("recipe", "model.config.model_type", what, "", "leave it out"))
-        elif name not in known and name != "model_type":
-            near = nearest(name, known)
-            remedy = f"did you mean {near!r}?" if near else "leave it out"
-            problems.append(
-                Problem("recipe", f"model.config.{name}", f"not a setting of {config.model_type}", "", remedy)
-            )
-    if problems:
-        raise BadInput(problems)
-
-
-def _check_positions(config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase", max_length: int) -> None:
-    positions = getattr(config, "max_position_embeddings", None)
-    if isinstance(positions, int) and positions > 0 and config.model_type in POSITIONS_AFTER_PADDING:
-        positions = positions - (config.pad_token_id or 0) - 1
-    limits = (positions, tokenizer.model_max_length)
-    limit = min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=None)
-    if limit is not None and max_length > limit:
-        what = f"{max_length} is more than the {limit} positions of the model"
-        raise BadInput(Problem("recipe", "task.max_length", what, f"at most {limit}"))
-
-
-def _check_causal(config: "PretrainedConfig", auto_class: str) -> None:
-    """Refuse an encoder as a causal LM: it sees the tokens that it is to predict, and its loss says nothing."""
-    from transformers import MODEL_FOR_MASKED_LM_MAPPING
-
-    if auto_class != "AutoModelForCausalLM" or type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
-        return
-    if getattr(config, "is_decoder", None) is False and not getattr(config, "is_encoder_decoder", False):
-        what = f"{config.model_type} attends to what comes after, too"
-        remedy = "set model.config.is_decoder=true, or take a decoder such as gpt2 or llama"
-        raise BadInput(Problem("recipe", "model", what, "a model that attends to what came before only", remedy))
+def _hash_weights(model: "PreTrainedModel") -> str:
+    """Return the SHA-256 of all weights, by name."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(name.encode())
+        digest.update(parameter.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _fingerprint(section: ModelSection) -> str:
     folder = local_folder(section)
     if folder is None:
         return f"{section.name_or_path}@{_commit(section)}"
-    return hash_files(sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin")), folder)
+    if (folder / "adapter_config.json").exists():  # and the base beneath it
+        return content_of(folder)
+    return hash_files(weight_files(folder), folder)
 
 
 def _commit(section: ModelSection) -> str | None:
@@ -355,23 +323,3 @@ def _commit(section: ModelSection) -> str | None:
 
     path = try_to_load_from_cache(str(section.name_or_path), "config.json", revision=section.revision)
     return Path(path).parent.name if isinstance(path, str) else None
-
-
-@contextmanager
-def _hub_faults(section: ModelSection) -> Iterator[None]:
-    """Turn the exceptions of a hub that is out of reach into one sentence."""
-    try:
-        yield
-    except OSError as error:
-        if local_folder(section) is not None:
-            what = f"cannot be loaded: {_first_line(error)}"
-            raise BadInput(Problem("recipe", "model.name_or_path", what)) from None
-        raise RequirementMissing(
-            f"model: {section.name_or_path} is neither in the local cache nor to be had from the hub{why_offline()}: "
-            f"{_first_line(error)}; finelaunch prefetch RECIPE fetches it where there is a network, or give "
-            "model.name_or_path=FOLDER"
-        ) from None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -2,12 +2,13 @@
 
 import math
 
+from finelaunch.data.section import given_sources
 from finelaunch.data.sources import HUB_PREFIX
 from finelaunch.errors import BadInput, FinelaunchError
 from finelaunch.launch.place import on_processes
 from finelaunch.launch.profile import Profile
 from finelaunch.models.size import ModelSize
-from finelaunch.preparation import cached_report, given_splits
+from finelaunch.preparation import cached_report
 from finelaunch.recipe.schema import Recipe
 from finelaunch.section.document import Document
 from finelaunch.training.faults import checkpoint_bytes
@@ -43,7 +44,7 @@ def steps_in_all(recipe: Recipe, document: Document) -> int | None:
     training = recipe.training
     if training.max_steps > 0:
         return training.max_steps
-    if any(split.path.startswith(HUB_PREFIX) for split in given_splits(recipe.data).values()):
+    if any(source.section.path.startswith(HUB_PREFIX) for source in given_sources(recipe.data)):
         return None
     try:
         report = cached_report(recipe.data, recipe.model, recipe.task.model_dump(mode="json"), document)

@@ -17,16 +17,16 @@ from typing import Any, Literal
 from finelaunch import __version__
 from finelaunch.data.cache import cache_root, content_key
 from finelaunch.data.hub import is_offline, repository
+from finelaunch.data.section import given_sources
 from finelaunch.errors import BadInput, Problem, RequirementMissing
 from finelaunch.launch.cluster import Cluster
 from finelaunch.models.load import local_folder
-from finelaunch.preparation import given_splits
 from finelaunch.provision.command import prefetch_command
 from finelaunch.recipe.schema import Recipe
 from finelaunch.run.files import write_json
 from finelaunch.run.log import say
 from finelaunch.section.base import build
-from finelaunch.section.document import Document, merge
+from finelaunch.section.document import Document, undotted
 
 FORMAT = 1
 Root = Literal["hub", "cache", "local"]
@@ -39,7 +39,7 @@ class HubName:
     """One thing that a recipe names on the hub.
 
     Args:
-        key: ``model`` or ``data.<split>``.
+        key: ``model``, or the key of a source of rows such as ``data.train`` or ``data.train[1]``.
         kind: The type of the repository.
         repository: Such as ``distilbert/distilbert-base-uncased``.
         revision: Branch, tag or commit; None: the default branch.
@@ -172,20 +172,19 @@ def hub_names(recipe: Recipe) -> list[HubName]:
     model = recipe.model
     if model.name_or_path is not None and local_folder(model) is None:
         found.append(HubName("model", "model", model.name_or_path, model.revision))
-    for name, split in given_splits(recipe.data).items():
-        if (on_hub := repository(split)) is not None:
-            found.append(HubName(f"data.{name}", "dataset", on_hub, split.revision))
+    for source in given_sources(recipe.data):
+        if (on_hub := repository(source.section)) is not None:
+            found.append(HubName(source.key, "dataset", on_hub, source.section.revision))
     return found
 
 
 def lock_path(recipe: Recipe) -> Path:
     """Return where the lock of all that ``recipe`` names on the hub lies; what else it says does not matter."""
-    splits = given_splits(recipe.data)
+    sources = {source.key: source for source in given_sources(recipe.data)}
     parts = [asdict(name) for name in hub_names(recipe)]
     for part in parts:
-        if part["key"] != "model":
-            name = part["key"].removeprefix("data.")
-            part |= {"subset": splits[name].subset, "split": splits[name].split or name}
+        if (source := sources.get(part["key"])) is not None:
+            part |= {"subset": source.section.subset, "split": source.section.split or source.split}
     return cache_root() / "locks" / f"{content_key({'names': parts})[:32]}.json"
 
 
@@ -253,16 +252,8 @@ def pinned(recipe: Recipe, document: Document, lock: Lock | None = None) -> tupl
     if is_offline() and (problems := check_locked(found)):
         remedy = f"where there is a network, fetch it again: {prefetch_command(document)}"
         raise RequirementMissing("\n".join([*map(str, problems), remedy]))
-    values: dict[str, Any] = {}
-    origins: dict[tuple[str | int, ...], str] = {}
     for key, commit in found.commits.items():
-        path = tuple(key.split("."))
-        section = values
-        for part in path:
-            section = section.setdefault(part, {})
-        section["revision"] = commit
-        origins[(*path, "revision")] = str(lock_path(recipe))
-    document = merge(document, Document(values, origins), {})
+        document = document.put((*undotted(key), "revision"), commit, str(lock_path(recipe)))
     if lock is None:
         say(f"as fetched on {found.time[:10]}: {', '.join(dict.fromkeys(map(str, found.sources)))}")
     return build(Recipe, document), document

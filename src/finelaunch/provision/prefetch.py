@@ -11,11 +11,12 @@ from typing import Any
 
 from finelaunch.data.cache import cache_root
 from finelaunch.data.hub import HUB_PREFIX, is_offline, repository
+from finelaunch.data.section import given_sources
 from finelaunch.data.sources import resolve
 from finelaunch.errors import BadInput, Problem, RequirementMissing
 from finelaunch.evaluation.metrics import require_metrics
 from finelaunch.models.load import local_folder
-from finelaunch.preparation import given_splits, prepare, prepared_folder
+from finelaunch.preparation import prepare, prepared_folder
 from finelaunch.provision.command import prefetch_command
 from finelaunch.provision.download import fetch_model, fetch_rows, remove_fetched, resolve_commit
 from finelaunch.provision.locked import (
@@ -35,7 +36,7 @@ from finelaunch.provision.locked import (
 )
 from finelaunch.recipe.schema import Recipe
 from finelaunch.run.log import say, warn
-from finelaunch.section.document import Document
+from finelaunch.section.document import Document, undotted
 from finelaunch.tasks import task_for
 
 
@@ -116,9 +117,9 @@ def _fetch(recipe: Recipe, document: Document) -> Lock:
         if name.kind == "model":
             sources.append(fetch_model(name, commit, origins[name.key]))
         else:
-            split_name = name.key.removeprefix("data.")
-            split = given_splits(recipe.data)[split_name].model_copy(update={"revision": commit})
-            sources.append(fetch_rows(name, split, split_name, commit, origins[name.key]))
+            source = next(source for source in given_sources(recipe.data) if source.key == name.key)
+            split = source.section.model_copy(update={"revision": commit})
+            sources.append(fetch_rows(name, split, source.split, commit, origins[name.key]))
     require_metrics(recipe.evaluation.metrics)
     return new_lock(document.name, sources, list(_local_files(recipe, document)))
 
@@ -140,7 +141,7 @@ def _remove_damaged(recipe: Recipe) -> None:
 
 
 def _origin(document: Document, name: HubName) -> str:
-    return document.origin((*name.key.split("."), "name_or_path" if name.kind == "model" else "path"))
+    return document.origin((*undotted(name.key), "name_or_path" if name.kind == "model" else "path"))
 
 
 def _local_files(recipe: Recipe, document: Document) -> Iterator[LockedFile]:
@@ -148,10 +149,10 @@ def _local_files(recipe: Recipe, document: Document) -> Iterator[LockedFile]:
     found: list[Path] = []
     if recipe.model.name_or_path is not None and (folder := local_folder(recipe.model)) is not None:
         found.append(folder)
-    for name, split in given_splits(recipe.data).items():
-        path = split.path.removeprefix(HUB_PREFIX)
-        if repository(split) is None:
-            found.append(resolve(path, f"data.{name}.path", document.origin(("data", name, "path"))))
+    for source in given_sources(recipe.data):
+        path = source.section.path.removeprefix(HUB_PREFIX)
+        if repository(source.section) is None:
+            found.append(resolve(path, f"{source.key}.path", document.origin((*source.place, "path"))))
     for path in dict.fromkeys(found):
         files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
         for file in files:

@@ -14,15 +14,16 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from finelaunch.data.section import given_sources
 from finelaunch.errors import BadInput, FinelaunchError, Problem
 from finelaunch.models.load import load_tokenizer, local_folder
-from finelaunch.preparation import given_splits, prepared_folder
+from finelaunch.preparation import prepared_folder
 from finelaunch.provision.command import prefetch_command
 from finelaunch.provision.locked import Lock, check_locked, find_lock, hub_names, pinned
 from finelaunch.provision.network import close_network
 from finelaunch.recipe.schema import Recipe
 from finelaunch.section.base import build
-from finelaunch.section.document import Document
+from finelaunch.section.document import Document, undotted
 
 PROOF_SECONDS = 600
 
@@ -71,7 +72,7 @@ def _placed(problem: Problem, document: Document) -> Problem:
     """Return ``problem`` with its line in the recipe, which the other process does not know."""
     if problem.origin not in ("", "recipe", document.name):
         return problem
-    return replace(problem, origin=document.origin(tuple(problem.key.split("."))))
+    return replace(problem, origin=document.origin(undotted(problem.key)))
 
 
 def main() -> None:
@@ -164,7 +165,7 @@ def _data(recipe: Recipe, document: Document, resolved: Resolved, command: str) 
 
     folder = prepared_folder(recipe.data, recipe.model, recipe.task.model_dump(mode="json"), document)
     if not folder.is_dir():
-        splits = ", ".join(given_splits(recipe.data))
+        splits = ", ".join(dict.fromkeys(source.split for source in given_sources(recipe.data)))
         resolved.found.append(f"data: rows of {splits}")
         resolved.notes.append(f"the data is not tokenised, so the job will do it before it trains; {command} does")
         return

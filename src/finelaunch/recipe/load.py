@@ -91,7 +91,9 @@ def _put(document: Document, path: tuple[str, ...], value: Any, key: str) -> Non
 
 
 def flatten(values: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
-    """Yield the dotted key and value of every leaf."""
+    """Yield the dotted key and value of every leaf; the places of a list of mappings count from 0."""
+    if isinstance(values, list) and values and all(isinstance(value, dict) for value in values):
+        values = dict(enumerate(values))
     if isinstance(values, dict) and values:
         for name, value in values.items():
             yield from flatten(value, (*path, str(name)))

@@ -1,7 +1,7 @@
 """A recipe as a whole; the sections live beside the code that they configure."""
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, get_args
 
 from pydantic import Field
 
@@ -29,7 +29,9 @@ class Recipe(Section):
     task: Annotated[TaskSection, Field(discriminator="name")] = Field(description="a mapping with name: what to learn")
     model: ModelSection = Field(description="a mapping with name_or_path: what to start from")
     data: DataSection = Field(description="a mapping with train: the rows")
-    method: MethodSection = Field(default=FullSection(), description="how the weights are changed")
+    method: Annotated[MethodSection, Field(discriminator="name")] = Field(
+        default=FullSection(), description="a mapping with name: which weights are trained, and how"
+    )
     training: TrainingSection = Field(description="a mapping with global_batch_size and learning_rate")
     evaluation: EvaluationSection = Field(default=EvaluationSection(), description="what to measure")
 
@@ -43,8 +45,9 @@ class Recipe(Section):
 REPLACED: dict[str, tuple[str, ...]] = {
     **{f"data.{split}.path": REPLACED_WITH_PATH for split in SPLITS},
     "model.name_or_path": ("revision", "init", "config", "tokenizer"),
+    "method.name": tuple(sorted({key for one in get_args(MethodSection) for key in one.model_fields} - {"name"})),
 }
-"""What another value of a key takes away from below: another path has other columns, another model another shape."""
+"""What another value of a key takes away from below: another path has other columns, another method other keys."""
 
 
 def recipe_json_schema() -> dict[str, Any]:

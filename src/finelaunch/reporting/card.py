@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from finelaunch.methods.limits import ADAPTERS
 from finelaunch.reporting.figures import figure_rows, figure_text
 
 _USE = {
@@ -10,6 +11,13 @@ _USE = {
     "text_classification": "finelaunch predict RUN --text 'A text.'",
     "causal_lm": "finelaunch predict RUN --text 'A question.'",
 }
+_AUTO = {
+    "question_answering": "AutoModelForQuestionAnswering",
+    "text_classification": "AutoModelForSequenceClassification",
+    "causal_lm": "AutoModelForCausalLM",
+}
+LOAD = "## Load"
+"""The heading over how to load it without finelaunch."""
 
 
 def model_card(name: str, stated: Mapping[str, Any], manifest: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
@@ -22,6 +30,7 @@ def model_card(name: str, stated: Mapping[str, Any], manifest: Mapping[str, Any]
         metrics: The run's figures.
     """
     base, task, training = manifest["model"], stated["task"]["name"], stated["training"]
+    is_adapter = stated["method"]["name"] in ADAPTERS
     origin = base["name"] or f"a new {stated['model']['config'].get('model_type')} model"
     parameters, engine = manifest["parameters"], manifest["engine"]
     lines = [
@@ -47,6 +56,10 @@ def model_card(name: str, stated: Mapping[str, Any], manifest: Mapping[str, Any]
         "```",
         _USE[task],
         "```",
+        "",
+        LOAD,
+        "",
+        *(_adapter_lines(base, task, stated["method"]) if is_adapter else _whole_lines(task)),
     ]
     if manifest["warnings"]:
         lines += ["", "## To know", "", *(f"- {warning}" for warning in manifest["warnings"])]
@@ -69,3 +82,76 @@ def _figure_lines(metrics: Mapping[str, Any]) -> list[str]:
     columns = list(rows[0][1])
     lines = ["| | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns)]
     return lines + [f"| {name} | " + " | ".join(map(figure_text, values.values())) + " |" for name, values in rows]
+
+
+def _whole_lines(task: str) -> list[str]:
+    """Return how to load a whole model with transformers."""
+    auto = _AUTO[task]
+    return [
+        "Without finelaunch, by transformers:",
+        "",
+        "```python",
+        f"from transformers import {auto}, AutoTokenizer",
+        f'model = {auto}.from_pretrained("DIR")',
+        'tokenizer = AutoTokenizer.from_pretrained("DIR")',
+        "```",
+    ]
+
+
+def _adapter_lines(base: Mapping[str, Any], task: str, method: Mapping[str, Any]) -> list[str]:
+    """Return how to load an adapter with peft, on its base as it was trained."""
+    auto = _AUTO[task]
+    is_scratch = base["init"] == "scratch"
+    name = '"DIR/base"' if is_scratch else f'"{base["name"]}"'
+    commit = str(base["fingerprint"]).partition("+")[0].rpartition("@")
+    revision = f', revision="{commit[2]}"' if commit[1] and not is_scratch else ""
+    held, imports = "", ""
+    if method["name"] == "qlora":
+        held, imports = ", quantization_config=held", ", BitsAndBytesConfig"
+    labels = ', config=AutoConfig.from_pretrained("DIR")'
+    lines = [
+        f"An adapter ({method['name']}) that needs its base {'in base/' if is_scratch else base['name']}, and no other "
+        "one: on other weights it would answer without a word of warning. Without finelaunch, by peft:",
+        "",
+        "```python",
+        "from peft import PeftModel",
+        f"from transformers import AutoConfig, {auto}, AutoTokenizer{imports}",
+    ]
+    if held:
+        kind, double = method["quantization_type"], method["double_quantization"]
+        lines += [
+            f'held = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="{kind}", '
+            f"bnb_4bit_use_double_quant={double})"
+        ]
+    lines += [
+        f"base = {auto}.from_pretrained({name}{revision}{labels}{held})",
+        'model = PeftModel.from_pretrained(base, "DIR")',
+        'tokenizer = AutoTokenizer.from_pretrained("DIR")',
+        "```",
+        "",
+        "finelaunch export RUN --merge writes both as one plain model.",
+    ]
+    return lines
+
+
+def merged_card(card: str, stated: Mapping[str, Any]) -> str:
+    """Return the card of a merged model.
+
+    Args:
+        card: That of the adapter; may be empty.
+        stated: What ``finelaunch.json`` states.
+    """
+    task, merged, base = stated["task"]["name"], stated["merged"], stated["base"]
+    before, _, after = card.partition(f"{LOAD}\n")
+    _, heading, rest = after.partition("\n## ")
+    held = " from weights in 4 bits, brought back to fp32 first" if base.get("quantization") else ""
+    lines = [
+        LOAD,
+        "",
+        f"Merged: {base['name'] or 'a drawn base'} and its {stated['method']['name']} adapter, in fp32{held}. Its "
+        f"logits differ from the adapter's by at most {merged['max_logit_difference']:.3g}, where their standard "
+        f"deviation is {merged['logits_std']:.3g}.",
+        "",
+        *_whole_lines(task),
+    ]
+    return (before or f"# {task}\n\n") + "\n".join(lines) + "\n" + (f"{heading}{rest}" if heading else "")

@@ -9,19 +9,20 @@ import difflib
 import re
 import types
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Self, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from finelaunch.errors import BadInput, Problem
-from finelaunch.section.document import Document, Path, dotted, plain_value
+from finelaunch.section.document import Document, Path, dotted, plain_value, undotted
 
 
 class SettingError(ValueError):
     """A fault of a section that pydantic does not find, such as two keys that exclude each other.
 
     Args:
-        key: The key of the section concerned, dotted where it lies deeper; empty for the section as a whole.
+        key: The key of the section concerned, dotted where it lies deeper, such as ``train[1].name``; empty for the
+            section as a whole.
         what: What is wrong.
         allowed: What would be accepted.
         remedy: What to do.
@@ -88,7 +89,7 @@ def _problems(root: type[Section], document: Document, fault: Any) -> Iterator[P
     cause = fault.get("ctx", {}).get("error")
     if isinstance(cause, SettingError | _Faults):
         for found in cause.found if isinstance(cause, _Faults) else [cause]:
-            place = (*path, *filter(None, found.key.split(".")))
+            place = (*path, *undotted(found.key))
             yield Problem(document.origin(place), dotted(place), found.what, found.allowed, found.remedy)
     elif fault["type"] == "extra_forbidden":
         yield _unknown_key(root, document, path)
@@ -138,39 +139,58 @@ def _path_in(root: type[Section], values: Any, location: tuple[str | int, ...], 
 
 
 def _holds(values: Any, part: str | int) -> bool:
-    return part in values if isinstance(values, dict) else isinstance(values, list) and isinstance(part, int)
+    if isinstance(values, dict):
+        return part in values
+    return isinstance(values, list) and isinstance(part, int) and part < len(values)
+
+
+def _members(annotation: Any) -> Iterator[Any]:
+    """Yield what a value under ``annotation`` may be: the members of its unions."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        for part in get_args(annotation):
+            yield from _members(part)
+    elif get_origin(annotation) is Annotated:
+        yield from _members(get_args(annotation)[0])
+    else:
+        yield annotation
 
 
 def _sections_in(annotation: Any) -> Iterator[type[Section]]:
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        yield annotation
-    elif get_origin(annotation) in (Union, types.UnionType, Annotated):
-        for part in get_args(annotation):
-            yield from _sections_in(part)
+    yield from (one for one in _members(annotation) if isinstance(one, type) and issubclass(one, Section))
+
+
+def _items_in(annotation: Any) -> Iterator[type[Section]]:
+    """Yield the section classes that a list under ``annotation`` may hold."""
+    for member in _members(annotation):
+        if get_origin(member) is list:
+            yield from _sections_in(get_args(member)[0])
 
 
 def _sections_at(root: type[Section], values: Any, path: Path) -> list[type[Section]]:
     """Return the section classes that may stand at ``path``: several for a union, none for a single value."""
     if not path:
         return [root]
-    parent = _section_at(root, values, path[:-1])
-    field = parent.model_fields.get(str(path[-1])) if parent else None
-    return list(_sections_in(field.annotation)) if field else []
+    is_item = isinstance(path[-1], int)
+    above, name = (path[:-2], path[-2:-1]) if is_item else (path[:-1], path[-1:])
+    parent = _section_at(root, values, above) if name else None
+    field = parent.model_fields.get(str(name[0])) if parent else None
+    within = _items_in if is_item else _sections_in
+    return list(within(field.annotation)) if field else []
 
 
 def _section_at(root: type[Section], values: Any, path: Path) -> type[Section] | None:
     """Return the section class that ``path`` leads to, the member of a union chosen by its ``name``."""
     members = _sections_at(root, values, path)
     for part in path:
-        values = values.get(part) if isinstance(values, dict) else None
+        values = values[part] if _holds(values, part) else None
     name = values.get("name") if isinstance(values, dict) else None
     named = [member for member in members if _tag(member) == name]
     return next(iter(named or members), None)
 
 
 def _tag(section: type[Section]) -> str | None:
-    options = get_args(section.model_fields["name"].annotation) if "name" in section.model_fields else ()
-    return options[0] if options else None
+    annotation = section.model_fields["name"].annotation if "name" in section.model_fields else None
+    return get_args(annotation)[0] if get_origin(annotation) is Literal else None
 
 
 def _unknown_name(root: type[Section], document: Document, path: Path) -> Problem:
@@ -247,7 +267,7 @@ def _num_edits(word: str, name: str) -> int:
 
 
 def all_keys(root: type[Section], path: Path = ()) -> Iterator[Path]:
-    """Yield the path of every key that ``root`` and the sections in it take."""
+    """Yield the path of every key that ``root`` and the sections in it take, those that stand in lists left out."""
     for name, info in root.model_fields.items():
         yield (*path, name)
         for section in _sections_in(info.annotation):

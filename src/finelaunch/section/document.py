@@ -25,6 +25,7 @@ Path = tuple[str | int, ...]
 _INTEGER = re.compile(r"[-+]?[0-9]{1,4000}\Z")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
 _INFINITE = re.compile(r"([-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))\Z")
+_PARTS = re.compile(r"\[(\d+)\]|([^.\[]+)")
 _WORDS = {"": None, "~": None, "null": None, "Null": None, "NULL": None}
 _WORDS |= {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 
@@ -50,6 +51,19 @@ class Document:
                 return self.origins[path[:length]]
         return self.name
 
+    def put(self, path: Path, value: Any, origin: str) -> "Document":
+        """Return this document with ``value`` at ``path``; what encloses it must be there."""
+
+        def copied(values: Any, rest: Path) -> Any:
+            if not rest:
+                return value
+            copy = values.copy()
+            first, *others = rest
+            copy[first] = copied(values[first] if others else None, tuple(others))
+            return copy
+
+        return Document(copied(self.values, path), {**self.origins, path: origin}, self.name)
+
     def without(self, key: str) -> "Document":
         """Return this document without the top-level ``key``."""
         values = {name: value for name, value in self.values.items() if name != key}
@@ -64,6 +78,11 @@ def dotted(path: Path) -> str:
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
     return text
+
+
+def undotted(key: str) -> Path:
+    """Return the path that :func:`dotted` writes as ``key``; the empty one where ``key`` is empty."""
+    return tuple(int(number) if number else word for number, word in _PARTS.findall(key))
 
 
 def places(values: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
@@ -227,6 +246,10 @@ def plain_value(text: str) -> Any:
     return float(text.replace(".", "", 1)) if _INFINITE.match(text) else text
 
 
+def _holds_mappings(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(item, dict) for item in value)
+
+
 def _kind(value: Any) -> str:
     return {list: "a list", type(None): "nothing"}.get(type(value), f"the single value {value!r:.60}")
 
@@ -260,8 +283,12 @@ def merge(lower: Document, upper: Document, replaced: Mapping[str, Iterable[str]
         upper: The document that wins.
         replaced: Keys that describe one thing together: for a dotted key, the sibling keys of ``lower`` that are
             dropped when ``upper`` gives that key another value (another ``data.train.path`` takes no columns along).
+
+    Raises:
+        BadInput: ``upper`` gives a key to what is a list of mappings in ``lower``.
     """
     origins = dict(lower.origins)
+    problems: list[Problem] = []
 
     def laid_over(below: dict[str, Any], above: dict[str, Any], path: Path) -> dict[str, Any]:
         changed = [key for key, value in above.items() if below.get(key) != value]
@@ -271,11 +298,18 @@ def merge(lower: Document, upper: Document, replaced: Mapping[str, Iterable[str]
             here = (*path, key)
             if isinstance(value, dict) and isinstance(values.get(key), dict):
                 values[key] = laid_over(values[key], value, here)
+            elif isinstance(value, dict) and value and _holds_mappings(values.get(key)):
+                place = (*here, next(iter(value)))
+                what = f"{dotted(here)} is a list of {len(values[key])} here, which takes no single key"
+                remedy = f"give the whole list: {dotted(here)}='[{{{place[-1]}: …}}, …]'"
+                problems.append(Problem(upper.origin(place), dotted(place), what, "", remedy))
             else:
                 values[key] = value
                 origins.update({place: upper.origin(place) for place, _ in places(value, here)})
         return values
 
     values = laid_over(lower.values, upper.values, ())
+    if problems:
+        raise BadInput(problems)
     kept = {place: origins[place] for place, _ in places(values) if place in origins}
     return Document(values, kept, upper.name or lower.name)

@@ -38,21 +38,27 @@ OFFERED_AS_IS = (
 """Fields of the section that are passed on under the same name."""
 
 
-def training_arguments(section: TrainingSection, placement: Placement, checkpoints: Path) -> TrainingArguments:
+def training_arguments(
+    section: TrainingSection, placement: Placement, checkpoints: Path, end_step: int | None = None
+) -> TrainingArguments:
     """Return the arguments of the Trainer.
 
     Args:
         section: The recipe's section.
         placement: A settled placement.
         checkpoints: Where checkpoints go.
+        end_step: Steps after which this Trainer ends, where another one goes on.
     """
     offered: dict[str, Any] = {name: getattr(section, name) for name in OFFERED_AS_IS}
+    if end_step is not None:
+        offered["max_steps"] = end_step
     if section.eval_steps is not None:
         offered["eval_steps"] = section.eval_steps
     if section.save_steps is not None:
         offered["save_steps"] = section.save_steps
     if placement.activation_checkpointing:
         offered[ACTIVATION_CHECKPOINTING] = True
+        offered[f"{ACTIVATION_CHECKPOINTING}_kwargs"] = {"use_reentrant": False}  # reentrant fails under DDP with LoRA
     engine, on_cpu = placement.engine, placement.device == "cpu"
     if engine.is_distributed:  # its process group stands already, see start_engine
         offered["accelerator_config"] = {"use_configured_state": True}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finelaunch.errors import BadInput, FinelaunchError, Problem
+from finelaunch.models.weights import is_adapted
 from finelaunch.run.directory import RunDirectory, differences, is_permitted, versions
 from finelaunch.run.files import unreadable_text
 from finelaunch.run.log import say, warn
@@ -50,7 +51,12 @@ FREE_KEYS = (
 )
 """Settings that say how to go on and not what comes out: they may differ without being allowed."""
 
-_NOT_TRAINED_ON = re.compile(r"evaluation\.|data\.test\.|data\.\w+\.(path|source|licence|citation|revision)$")
+BOUND = "method."
+"""How keys begin that no run may change on its way: weights and optimizer states of its checkpoints belong to them."""
+
+_NOT_TRAINED_ON = re.compile(
+    r"evaluation\.|data\.test(\.|$)|data\.\w+\.(\d+\.)?(path|source|licence|citation|revision)$"
+)
 """Keys without a part in training; of the rows themselves the fingerprint counts, wherever they lie."""
 
 
@@ -65,25 +71,31 @@ class Identity:
     Args:
         recipe: The resolved recipe, flat: dotted keys and values.
         data: The fingerprint of the rows of each split.
+        base: The fingerprint of the weights that training began with; a checkpoint need not hold those that are held.
     """
 
     recipe: Mapping[str, Any]
     data: Mapping[str, str]
+    base: str = ""
 
     @property
     def fingerprint(self) -> str:
         """A SHA-256 over all that has a part in training."""
-        return hashlib.sha256(json.dumps(_trained_on(self.recipe, self.data), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(
+            json.dumps(_trained_on(self.recipe, self.data, self.base), sort_keys=True).encode()
+        ).hexdigest()
 
     def differs_from(self, checkpoint: Checkpoint) -> list[tuple[str, Any, Any]]:
         """Return the keys in which a checkpoint states something else, with its value and the one asked for."""
-        before = _trained_on(checkpoint.content["recipe"], checkpoint.content["data"])
-        return differences(before, _trained_on(self.recipe, self.data), ())[0]
+        content = checkpoint.content
+        before = _trained_on(content["recipe"], content["data"], content.get("base", ""))
+        return differences(before, _trained_on(self.recipe, self.data, self.base), ())[0]
 
 
-def _trained_on(recipe: Mapping[str, Any], data: Mapping[str, str]) -> dict[str, Any]:
+def _trained_on(recipe: Mapping[str, Any], data: Mapping[str, str], base: str) -> dict[str, Any]:
     kept = {key: value for key, value in recipe.items() if key not in FREE_KEYS and not _NOT_TRAINED_ON.match(key)}
-    return {**kept, **{f"data.{name}.path": fingerprint for name, fingerprint in data.items()}}
+    weights = {"model.name_or_path": base} if base else {}
+    return {**kept, **weights, **{f"data.{name}.path": fingerprint for name, fingerprint in data.items()}}
 
 
 @dataclass(frozen=True)
@@ -219,7 +231,7 @@ def _refuse_other_job(
         ("launch.num_processes_per_node", wrote["world_size"], here.num_processes),
     )
     differing = [*identity.differs_from(checkpoint), *(one for one in machine if one[1] != one[2])]
-    refused = [one for one in differing if not is_permitted(one[0], permitted)]
+    refused = [one for one in differing if one[0].startswith(BOUND) or not is_permitted(one[0], permitted)]
     if refused:
         remedy = "go on in the run that wrote it, --allow-change KEY permits one"
         raise BadInput(
@@ -319,17 +331,16 @@ def check_foreign(checkpoint: Checkpoint, model: "PreTrainedModel", num_steps: i
     Raises:
         BadInput: It is one of these.
     """
-    path = checkpoint.path
-    if not (path / "config.json").exists():
-        what = f"{path} holds the parts of FSDP2, which only its own run can continue"
-        raise BadInput(Problem("recipe", "training.resume", what, "auto, never or a checkpoint with config.json"))
-    step = checkpoint.step
-    what = f"{path} stands at step {step}, and {num_steps} steps are asked for" if step >= num_steps else ""
-    saved = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    here = model.config.to_dict()
-    here["architectures"] = [type(model).__name__]
-    for key in SHAPE:
-        if saved.get(key) != here.get(key):
+    path, step, what = checkpoint.path, checkpoint.step, ""
+    if not is_adapted(model):  # an adapter's is of the same base and method, see _refuse_other_job
+        if not (path / "config.json").exists():
+            what = f"{path} holds the parts of FSDP2, which only its own run can continue"
+            raise BadInput(Problem("recipe", "training.resume", what, "auto, never or a checkpoint with config.json"))
+        saved = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        here = {**model.config.to_dict(), "architectures": [type(model).__name__]}
+        if key := next((key for key in SHAPE if saved.get(key) != here.get(key)), None):
             what = f"{path} is of another model: {key} {saved.get(key)}, not {here.get(key)}"
+    if not what and step >= num_steps:
+        what = f"{path} stands at step {step}, and {num_steps} steps are asked for"
     if what:
         raise BadInput(Problem("recipe", "training.resume", what, "auto, never or a checkpoint of such a run"))

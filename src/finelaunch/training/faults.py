@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from finelaunch.errors import FinelaunchError, LostPeer, RequirementMissing
+from finelaunch.models.weights import is_adapted, num_bytes, num_elements
 from finelaunch.run.directory import RunDirectory
 from finelaunch.run.files import is_full_disk, size_of
 from finelaunch.run.ranks import is_lost_peer
@@ -20,6 +21,9 @@ FULL_MEMORY = ("CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "Failed to CU
 FULL_MEMORY += ("can't allocate memory", "Cannot allocate memory", "std::bad_alloc")
 UNWRITTEN = ("PytorchStreamWriter failed", "unexpected pos ", "file write failed")
 """What torch says of a file that it could not write to its end; it does not say why."""
+
+LEAST_IN_8_BIT = 4096
+"""Elements of the smallest tensor whose state bitsandbytes keeps in 8 bits."""
 
 _checkpoint_bytes: dict[str, int] = {}
 """What :func:`check_room` found that a checkpoint of a run takes, for the message of a disk that is full later."""
@@ -49,7 +53,7 @@ def checkpoint_bytes(model: Any, section: TrainingSection, placement: Placement)
     """Return what a checkpoint takes on the disk: the weights, and what the optimizer keeps of each.
 
     Args:
-        model: The model; parameters that an engine keeps in parts count whole.
+        model: The model; parameters that an engine keeps in parts count whole. Of a base only its adapter is written.
         section: Its ``optim`` is what is kept.
         placement: ZeRO writes the weights in the precision of the computation, and in fp32 beside them.
     """
@@ -57,22 +61,18 @@ def checkpoint_bytes(model: Any, section: TrainingSection, placement: Placement)
     copies = 1 if zero and placement.engine.zero_stage != 3 else 0
     total = BESIDE_WEIGHTS_BYTES
     for parameter in model.parameters():
-        count, size = num_elements(parameter), parameter.element_size()
-        total += count * size * (1 + copies)
+        count = num_elements(parameter)
+        if parameter.requires_grad or not is_adapted(model):
+            total += num_bytes(parameter) * (1 + copies)
         if parameter.requires_grad:
             total += 4 * (count * zero + _num_states(count, tuple(parameter.shape), section.optim))
     return total
 
 
-def num_elements(parameter: Any) -> int:
-    """Return the elements of a whole parameter; ZeRO-3 leaves an empty one in its place and keeps the number."""
-    return getattr(parameter, "ds_numel", parameter.numel())
-
-
 def _num_states(count: int, shape: tuple[int, ...], optim: str) -> int:
     """Return how many numbers an optimizer keeps of a weight: AdamW two of each, Adafactor two edges of a matrix."""
-    if optim.startswith("adamw"):
-        return 2 * count
+    if "adamw" in optim:
+        return count // 2 if optim.endswith("8bit") and count >= LEAST_IN_8_BIT else 2 * count
     if optim == "adafactor":
         return count if len(shape) < 2 else count // shape[-1] + count // shape[-2]
     return 0

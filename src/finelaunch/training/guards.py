@@ -200,7 +200,12 @@ class Guard(TrainerCallback):
                 about = {"micro_step": number + 1, "rows": rows, "example_ids": self._ids(rows)}
                 batches.append({**about, **self._forwards[number].facts()})
             about = {"kind": kind, "step": step, "epoch": epoch, "gradient_norm": None if norm is None else str(norm)}
-            about |= {"weights": weights, "checkpoint": checkpoint, "num_micro_steps": len(micro_batches)}
+            about |= {
+                "num_steps": self.trainer.num_steps,
+                "weights": weights,
+                "checkpoint": checkpoint,
+                "num_micro_steps": len(micro_batches),
+            }
             file, why = write_record(self.run, self.ranks, self.placement, {**about, "micro_batches": batches})
             own |= {"micro_steps": [batch["micro_step"] for batch in batches], "file": file, "why": why}
             own |= {"of": len(micro_batches), "ids": [one for batch in batches for one in batch["example_ids"]]}

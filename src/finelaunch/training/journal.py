@@ -97,6 +97,7 @@ class Journal(TrainerCallback):
         sampler: The sampler of the run, which knows the rows of every step.
         losses: Those of an interval that goes on tell how long it is already.
         checkpoint_seconds: Gives what checkpoints have taken since it was last asked.
+        num_steps: Steps of the whole training.
     """
 
     def __init__(
@@ -105,7 +106,9 @@ class Journal(TrainerCallback):
         sampler: GlobalBatchSampler,
         losses: Losses,
         checkpoint_seconds: Callable[[], dict[str, float]],
+        num_steps: int,
     ) -> None:
+        self.num_steps = num_steps
         self.run = run
         self.sampler = sampler
         self.losses = losses
@@ -131,7 +134,7 @@ class Journal(TrainerCallback):
         self._since = time.perf_counter()
         if self.run.writes and sys.stderr.isatty():
             self.progress = _bar()
-            self.progress.add_task("train", total=state.max_steps, completed=state.global_step, figures="")
+            self.progress.add_task("train", total=self.num_steps, completed=state.global_step, figures="")
             self.progress.start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -173,7 +176,7 @@ class Journal(TrainerCallback):
         self.total_seconds += self._seconds
         seconds_per_step = self._seconds / max(len(self._steps), 1)
         self._steps, self._rows, self._tokens, self._seconds = [], 0, 0, 0.0
-        self._show(row, state.max_steps, seconds_per_step)
+        self._show(row, seconds_per_step)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, Any] | None = None, **_: Any) -> None:
         """Record the figures on the validation split; its time is not training time."""
@@ -219,15 +222,15 @@ class Journal(TrainerCallback):
             self._seconds += moment - self._since
         self._since = moment
 
-    def _show(self, row: dict[str, Any], max_steps: int, seconds_per_step: float) -> None:
+    def _show(self, row: dict[str, Any], seconds_per_step: float) -> None:
         figures = f"loss {row['loss']:.4f}  {row['tokens_per_second']:,.0f} tokens/s"
         if self.progress is not None:
             self.progress.update(self.progress.task_ids[0], figures=figures)
             return
-        remaining = (max_steps - row["step"]) * seconds_per_step
+        remaining = (self.num_steps - row["step"]) * seconds_per_step
         rate = f"learning rate {row['learning_rate']:.3g}"
         clock = f"{int(remaining // 60)}:{int(remaining % 60):02d} left"
-        say(f"step {row['step']}/{max_steps}  epoch {row['epoch']:.2f}  {figures}  {rate}  {clock}")
+        say(f"step {row['step']}/{self.num_steps}  epoch {row['epoch']:.2f}  {figures}  {rate}  {clock}")
 
 
 def _finite(number: float | None) -> float | None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from finelaunch.errors import FinelaunchError
+from finelaunch.models.weights import is_adapted
 from finelaunch.run.directory import RunDirectory
 from finelaunch.run.files import plain_mode, write_json
 from finelaunch.run.ranks import Ranks, gather
@@ -90,9 +91,25 @@ def keep_weights(run: RunDirectory, step: int, trainer: Any, ranks: Ranks) -> di
         ``file``, its name, or None where it could not be written; ``why`` then says why; ``aliases``, the names of
         weights that share their memory with another one, by name.
     """
-    weights: Any = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    weights = whole_weights(trainer)
     kept = _write_weights(run, f"step-{step}.safetensors", weights) if ranks.is_first else None
     return gather(kept)[0]
+
+
+def whole_weights(trainer: Any) -> dict[str, Any]:
+    """Return the weights of the model by name, gathered where an engine has cut them; all ranks call this.
+
+    Of an adapter these are the ones that are trained: its base is not written anywhere.
+    """
+    if not is_adapted(trainer.model):
+        return trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    trained = {name: one for name, one in trainer.model.named_parameters() if one.requires_grad}
+    if not any(hasattr(one, "ds_id") for one in trained.values()):
+        return {name: one.detach() for name, one in trained.items()}
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(list(trained.values()), modifier_rank=None):
+        return {name: one.detach().clone() for name, one in trained.items()}
 
 
 def _write_weights(run: RunDirectory, name: str, weights: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,9 @@ from finelaunch.data.section import DataSection
 from finelaunch.errors import BadInput, Problem
 from finelaunch.methods import MethodSection
 from finelaunch.methods.build import build_model
+from finelaunch.models.adapters import adapter_tensors
 from finelaunch.models.section import ModelSection
+from finelaunch.models.weights import is_adapted
 from finelaunch.preparation import Prepared, prepare
 from finelaunch.run.directory import PACKAGES
 from finelaunch.run.log import quiet_libraries
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     import torch
 
 KEYS = ("run", "kind", "step", "rank", "device", "precision", "engine", "num_threads", "weights", "micro_batches")
-KEYS += ("recipe", "data", "world_size", "versions", "checkpoint")
+KEYS += ("recipe", "data", "world_size", "versions", "checkpoint", "num_steps")
 NAMED_TENSORS = 5
 
 
@@ -98,6 +100,8 @@ def replay(recorded: Recorded, placement: Placement) -> dict[str, Any]:
     quiet_libraries()
     import torch
 
+    from finelaunch.training.stages import held
+
     facts, origin = recorded.facts, str(recorded.path)
     if placement.device == recorded.device:
         placement = settle(replace(placement, precision=facts["precision"]), ALONE)
@@ -109,7 +113,7 @@ def replay(recorded: Recorded, placement: Placement) -> dict[str, Any]:
     _refuse_other_rows(prepared, facts, origin)
     torch.set_num_threads(facts["num_threads"])
     _be_deterministic(sections.training)
-    model: Any = build_model(
+    built = build_model(
         sections.model,
         sections.method,
         task,
@@ -117,14 +121,18 @@ def replay(recorded: Recorded, placement: Placement) -> dict[str, Any]:
         prepared.facts,
         sections.task.max_length,
         sections.training.seed,
-    )[1]
+        placement.precision,
+    )
+    model = built.model
     weights, inexact = _load_weights(model, recorded)
     spoilt = [name for name, values in model.state_dict().items() if not bool(torch.isfinite(values).all())]
     move(model, placement)
     if facts["engine"].startswith("zero") and placement.precision in ("bf16", "fp16"):
         model.to(_dtype(placement.precision))  # DeepSpeed computes in weights of 16 bit, the others in autocast
     again = _Again(model, task, prepared, placement, facts)
-    with _refusals(origin):
+    stages = built.method.stages(model, facts["num_steps"])
+    stage = next(one for one in stages if facts["step"] <= one.end_step)
+    with _refusals(origin), held(model, stage):
         batches = [again.batch(batch) for batch in facts["micro_batches"]]
         rows = [row for batch in facts["micro_batches"] for row in again.rows(batch)]
     inexact += _differences(facts, placement)
@@ -234,18 +242,23 @@ def _load_weights(model: Any, recorded: Recorded) -> tuple[str, list[str]]:
         aliases, inexact = recorded.facts["weights"].get("aliases", {}), []
     else:
         checkpoint = recorded.facts["checkpoint"] or "none"
-        path = recorded.path.parent.parent / "checkpoints" / checkpoint / "model.safetensors"
+        name = "adapter_model.safetensors" if is_adapted(model) else "model.safetensors"
+        path = recorded.path.parent.parent / "checkpoints" / checkpoint / name
         inexact = [f"the weights of the step were not kept ({why}), those of {checkpoint} are taken"]
         inexact *= not checkpoint.endswith(f"-{recorded.facts['step'] - 1}")  # else they are the same
     try:
         weights = load_file(path)
         weights |= {name: weights[other] for name, other in aliases.items()}
+        if kept is None and is_adapted(model):
+            weights = {name: weights[key] for key, name in adapter_tensors(model).items()}
         missing, unknown = model.load_state_dict(weights, strict=False)
     except (OSError, SafetensorError, RuntimeError, KeyError) as error:
         what = f"the weights {path} cannot be loaded: {str(error).splitlines()[0]:.200}"
         raise BadInput(Problem(str(recorded.path), "weights", what, "", "keep the replay folder together")) from None
-    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    if unknown or set(missing) - tied:
+    spared = set(getattr(model, "all_tied_weights_keys", None) or ())
+    if is_adapted(model):  # of its base nothing was kept
+        spared |= set(missing) - {name for name, one in model.named_parameters() if one.requires_grad}
+    if unknown or set(missing) - spared:
         what = f"{path} is of another model: {', '.join(sorted({*unknown, *missing}))[:200]} do not fit"
         raise BadInput(Problem(str(recorded.path), "weights", what))
     return str(path), inexact

@@ -191,9 +191,15 @@ class TrainingSection(Section):
     lr_scheduler_type: Literal[
         "linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt", "cosine_with_restarts"
     ] = Field(default="linear", description="shape of the learning rate over the steps")
-    optim: Literal["adamw_torch_fused", "adamw_torch", "sgd", "adafactor"] = Field(
-        default="adamw_torch_fused", description="optimizer"
-    )
+    optim: Literal[
+        "adamw_torch_fused",
+        "adamw_torch",
+        "sgd",
+        "adafactor",
+        "adamw_bnb_8bit",
+        "paged_adamw_8bit",
+        "paged_adamw_32bit",
+    ] = Field(default="adamw_torch_fused", description="optimizer; those of bitsandbytes need the extra qlora")
     weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay, not on biases and norms")
     adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW beta 1")
     adam_beta2: float = Field(default=0.999, ge=0, lt=1, description="AdamW beta 2")

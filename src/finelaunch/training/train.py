@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from finelaunch.data.sampler import GlobalBatchSampler, TrainingRows
+from finelaunch.methods.base import Method, Stage
+from finelaunch.models.weights import num_bytes_of, parameters_of
 from finelaunch.preparation import Split
 from finelaunch.run.directory import RunDirectory, versions
 from finelaunch.run.files import is_full_disk, read_lines
@@ -22,14 +24,15 @@ from finelaunch.training.checkpoints import (
     refuse_fewer_steps,
     set_newer_aside,
 )
-from finelaunch.training.faults import check_room, checkpoint_bytes, num_elements
+from finelaunch.training.faults import check_room, checkpoint_bytes
 from finelaunch.training.manifest import newest_checkpoint
 from finelaunch.training.placement import Placement
+from finelaunch.training.recorder import whole_weights
 from finelaunch.training.section import TrainingSection
-from finelaunch.training.verify import verify
+from finelaunch.training.verify import verify, verify_equal
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+    from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
     from finelaunch.training.trainer import FinelaunchTrainer
 
@@ -63,7 +66,8 @@ def train(
     placement: Placement,
     ranks: Ranks,
     task: Task,
-    model: "PreTrainedModel",
+    method: Method,
+    model: Any,
     tokenizer: "PreTrainedTokenizerBase",
     split: Split,
     evaluator: Callable[[Any], dict[str, Any]],
@@ -81,6 +85,7 @@ def train(
         placement: A settled placement.
         ranks: This process among all.
         task: Gives batches and losses.
+        method: Says what is trained, and when.
         model: The model, prepared by task and method.
         tokenizer: Its tokenizer, saved with every checkpoint.
         split: The training rows.
@@ -102,12 +107,13 @@ def train(
     from transformers import PrinterCallback
     from transformers.integrations.integration_utils import TensorBoardCallback
 
-    from finelaunch.training.arguments import layer_classes
+    from finelaunch.training.arguments import layer_classes, training_arguments
     from finelaunch.training.buckets import settle_buckets
     from finelaunch.training.guards import Guard
     from finelaunch.training.journal import Dropout, Journal, Losses, Start
     from finelaunch.training.preemption import Preemption
     from finelaunch.training.saving import Saving
+    from finelaunch.training.stages import held, part_with
     from finelaunch.training.trainer import FinelaunchTrainer, loss_rule
 
     features = split.features
@@ -121,7 +127,7 @@ def train(
         ranks.world_size,
     )
     steps = num_steps(sampler, section)
-    sampler.end_after(steps)
+    stages = method.stages(model, steps)
     chosen = choose_checkpoint(section.resume, section.verify, run, placement, identity, ranks, permitted)
     checkpoint = chosen.checkpoint
     step = checkpoint.step if checkpoint else 0
@@ -132,26 +138,32 @@ def train(
     def on_start(trainer: Any) -> None:
         engine = verify(trainer, placement)
         settle_buckets(trainer.model_wrapped, run)
-        run.note(engine=engine, parameters=parameters_of(trainer.model))
+        parameters = parameters_of(trainer.model)
+        run.note(engine=engine, parameters=parameters)
         num_bytes = checkpoint_bytes(trainer.model, section, placement)
         on_first(ranks, lambda: check_room(run, num_bytes))
+        if trainer.stage.name:
+            about = {"name": trainer.stage.name, "end_step": trainer.stage.end_step, **parameters}
+            run.record("stage", from_step=trainer.state.global_step, **about)
+        say(trained_share(parameters, trainer.stage.name))
+        if begun:
+            return
+        begun.append(True)
         name, lost = checkpoint.path.name if checkpoint else None, num_lost_steps(run, step)
         run.record("training", from_step=step, steps=steps, checkpoint=name, lost_steps=lost)
         if checkpoint is None and on_untrained is not None:
             on_untrained(trainer.measured_model)
 
     def before_first_step() -> None:
-        if gather(is_evaluation_due(step, steps, sampler, section, run, chosen) if ranks.is_first else None)[0]:
-            trainer.evaluate()
+        ends = {stage.end_step for stage in stages}
+        if gather(is_evaluation_due(step, ends, sampler, section, run, chosen) if ranks.is_first else None)[0]:
+            guard.trainer.evaluate()
 
     def newest() -> str | None:
         saving.finish()  # what was just written may be the newest
         found = newest_checkpoint(run.checkpoints) if ranks.is_first else None
         return gather(found.path.name if found else None)[0]
 
-    if placement.engine.name == "fsdp2":
-        plugin: Any = arguments.fsdp_plugin_args
-        plugin.setdefault("transformer_cls_names_to_wrap", layer_classes(model))
     stated = {
         "world_size": placement.num_processes,
         "engine": placement.engine.name,
@@ -160,45 +172,77 @@ def train(
         "fingerprint": identity.fingerprint,
         "recipe": dict(identity.recipe),
         "data": dict(identity.data),
+        "base": identity.base,
     }
+    begun: list[bool] = []
     losses = Losses(checkpoint.content["losses"] if checkpoint else ())
     saved_step = None if chosen.is_foreign else step or None
     saving = Saving(run, ranks, stated, losses.of_interval, section.save_total_limit, saved_step, aside)
     preemption = Preemption(saving, grace_seconds, before_first_step)
-    journal = Journal(run, sampler, losses, saving.seconds)
+    journal = Journal(run, sampler, losses, saving.seconds, steps)
     guard = Guard(run, sampler, features, lambda: split.examples, ranks, placement, newest)
-    start = Start(on_start)
-    writer = SummaryWriter(str(run.tensorboard), purge_step=step + 1) if run.writes else None
-    trainer = FinelaunchTrainer(
-        sampler=sampler,
-        guard=guard,
-        losses=losses,
-        saving=saving,
-        preemption=preemption,
-        evaluator=evaluator,
-        measures_wrapped=placement.engine.shards_weights,
-        model=model,
-        args=arguments,
-        train_dataset=TrainingRows(features, IGNORED),
-        eval_dataset=features,
-        data_collator=lambda rows: task.collate(rows, tokenizer),
-        compute_loss_func=loss_rule(task.row_losses),
-        processing_class=tokenizer,
-        callbacks=[start, Dropout(section.seed, ranks.rank), guard, losses, journal]
-        + ([TensorBoardCallback(writer)] if writer else [])
-        + [saving, preemption],
-    )
-    start.trainer = guard.trainer = trainer
-    trainer.remove_callback(PrinterCallback)
+
+    def trainer_of(stage: Stage, begins_at: int | None, arguments: "TrainingArguments") -> FinelaunchTrainer:
+        if placement.engine.name == "fsdp2":
+            plugin: Any = arguments.fsdp_plugin_args
+            plugin.setdefault("transformer_cls_names_to_wrap", layer_classes(model))
+        start = Start(on_start)
+        writer = SummaryWriter(str(run.tensorboard), purge_step=(begins_at or step) + 1) if run.writes else None
+        trainer = FinelaunchTrainer(
+            sampler=sampler,
+            guard=guard,
+            losses=losses,
+            saving=saving,
+            preemption=preemption,
+            evaluator=evaluator,
+            stage=stage,
+            num_steps=steps,
+            begins_at=begins_at,
+            measures_wrapped=placement.engine.shards_weights,
+            model=model,
+            args=arguments,
+            train_dataset=TrainingRows(features, IGNORED),
+            eval_dataset=features,
+            data_collator=lambda rows: task.collate(rows, tokenizer),
+            compute_loss_func=loss_rule(task.row_losses),
+            processing_class=tokenizer,
+            callbacks=[start, Dropout(section.seed, ranks.rank), guard, losses, journal]
+            + ([TensorBoardCallback(writer)] if writer else [])
+            + [saving, preemption],
+        )
+        start.trainer = guard.trainer = trainer
+        trainer.remove_callback(PrinterCallback)
+        return trainer
+
     _announce(sampler, placement, steps, chosen)
     _warn_of_filling(sampler, run)
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+        path, reached, done = checkpoint.path if checkpoint else None, step, 0
+        for stage in stages:
+            begins_at = done if 0 < done == reached else None
+            done = stage.end_step
+            if reached >= done and stage is not stages[-1]:
+                continue
+            sampler.end_after(done)
+            if len(stages) > 1:
+                arguments = training_arguments(section, placement, run.checkpoints, done)
+            with held(model, stage):
+                current = trainer_of(stage, begins_at, arguments)
+                current.train(resume_from_checkpoint=str(path) if path else None)
+                if stage is not stages[-1] and preemption.stop is None:
+                    verify_equal(current.model, placement)
+                    current.save_last_step()
+                    path, reached = run.checkpoints / f"checkpoint-{done}", done
+                    part_with(current)
+            if preemption.stop is not None:
+                break
         saving.finish()
         saving.wait_for_rotation()
         journal.complete()
         if preemption.stop is not None:
             raise preemption.stop
+        trainer: FinelaunchTrainer = guard.trainer
+        verify_equal(trainer.model, placement)
     except BaseException as error:
         if ranks.world_size == 1 and isinstance(error, Exception) and not is_full_disk(error):
             with suppress(Exception):
@@ -221,7 +265,7 @@ def train(
 
 def is_evaluation_due(
     step: int,
-    steps: int,
+    ends: Collection[int],
     sampler: GlobalBatchSampler,
     section: TrainingSection,
     run: RunDirectory,
@@ -230,8 +274,8 @@ def is_evaluation_due(
     """Return whether the run was stopped between a step and the evaluation that belongs after it."""
     if chosen.checkpoint is None or chosen.is_foreign:
         return False
-    is_end = step % sampler.num_global_batches == 0 or step == steps
-    is_due = {"no": False, "epoch": is_end, "steps": step % (section.eval_steps or 1) == 0 or step == steps}
+    is_end = step % sampler.num_global_batches == 0 or step in ends
+    is_due = {"no": False, "epoch": is_end, "steps": step % (section.eval_steps or 1) == 0 or step in ends}
     made: set[int] = set()
     for event in read_lines(run.events):
         if event.get("event") == "evaluated":
@@ -254,17 +298,18 @@ def num_steps(sampler: GlobalBatchSampler, section: TrainingSection) -> int:
     )
 
 
-def parameters_of(model: "PreTrainedModel") -> dict[str, int]:
-    """Return how many parameters there are, and how many are trained."""
-    sizes = [(num_elements(parameter), parameter.requires_grad) for parameter in model.parameters()]
-    return {"total": sum(size for size, _ in sizes), "trainable": sum(size for size, trained in sizes if trained)}
+def trained_share(parameters: dict[str, int], stage: str) -> str:
+    """Return how many parameters are trained, as a sentence."""
+    trained, total = parameters["trainable"], parameters["total"]
+    what = f" ({stage})" if stage else ""
+    return f"trained are {trained:,} of {total:,} parameters, {trained / total:.3%}{what}"
 
 
 def _whole_weights(trainer: "FinelaunchTrainer") -> dict[str, Any] | None:
     """Return the whole model's weights on the first rank where they are cut; to be called by all ranks."""
     if not trainer.measures_wrapped:
         return None
-    weights: Any = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    weights = whole_weights(trainer)
     return weights if trainer.is_world_process_zero() else None
 
 
@@ -300,5 +345,5 @@ def _figures(trainer: "Trainer", journal: Any) -> dict[str, Any]:
         "tokens_per_second": round(journal.total_tokens / seconds, 1) if journal.total_rows else None,
         "peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "peak_device_bytes": torch.cuda.max_memory_allocated() if on_gpu else None,
-        "model_bytes": sum(num_elements(one) * one.element_size() for one in model.parameters()),
+        "model_bytes": num_bytes_of(model),
     }

@@ -1,6 +1,6 @@
 """The one subclass of the transformers Trainer: our order of the rows, our loss rule, our evaluation, our checkpoints.
 
-Only public methods are overridden. The private ones that are called stand in :data:`PRIVATE`.
+Public methods are overridden, and one private one. The private ones that are touched stand in :data:`PRIVATE`.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,16 +13,21 @@ from transformers import Trainer
 
 from finelaunch.data.sampler import GlobalBatchSampler, TrainingRows
 from finelaunch.errors import Interrupted
+from finelaunch.methods.base import Stage
 from finelaunch.training.journal import Losses
 from finelaunch.training.loader import EpochLoader, outlive_signals
 from finelaunch.training.preemption import Preemption
 from finelaunch.training.saving import Saving
+from finelaunch.training.stages import advance, in_groups, load_weights_alone
 
 if TYPE_CHECKING:
     from finelaunch.training.guards import Guard
 
-PRIVATE = {"_save_checkpoint": ("self", "model", "trial")}
-"""Private methods of the Trainer that are called, and their parameters; a test holds that they are so."""
+PRIVATE = {
+    "_save_checkpoint": ("self", "model", "trial"),
+    "_load_optimizer_and_scheduler": ("self", "checkpoint"),
+}
+"""Private methods of the Trainer that are called or overridden, and their parameters; a test holds that they are so."""
 
 RowLosses = Callable[[Mapping[str, torch.Tensor], torch.Tensor], torch.Tensor]
 
@@ -55,6 +60,9 @@ class FinelaunchTrainer(Trainer):
         saving: Makes checkpoints count.
         preemption: Knows of stops.
         evaluator: Measures the model at hand on the validation split and returns its figures.
+        stage: What is trained, and at which shares of the learning rate.
+        num_steps: Steps of the whole training, by which the learning rate runs.
+        begins_at: The steps that the stages before have done, where this one begins: it has an optimizer of its own.
         measures_wrapped: Hand the engine's own object to the evaluator, where no device holds the whole model.
         **others: As for ``Trainer``; ``train_dataset`` is a :class:`TrainingRows`.
     """
@@ -68,6 +76,9 @@ class FinelaunchTrainer(Trainer):
         saving: Saving,
         preemption: Preemption,
         evaluator: Callable[[Any], dict[str, Any]],
+        stage: Stage,
+        num_steps: int,
+        begins_at: int | None = None,
         measures_wrapped: bool = False,
         **others: Any,
     ) -> None:
@@ -78,6 +89,9 @@ class FinelaunchTrainer(Trainer):
         self.saving = saving
         self.preemption = preemption
         self.evaluator = evaluator
+        self.stage = stage
+        self.num_steps = num_steps
+        self.begins_at = begins_at
         self.measures_wrapped = measures_wrapped
 
     @property
@@ -98,6 +112,29 @@ class FinelaunchTrainer(Trainer):
             worker_init_fn=outlive_signals,
             generator=torch.Generator(),
         )
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Return the optimizer, with the stage's shares of the learning rate."""
+        is_new = self.optimizer is None  # with DeepSpeed it is asked for twice
+        optimizer = super().create_optimizer(model)
+        if is_new and self.stage.rates:
+            in_groups(optimizer, self.model, self.stage)
+        return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Return the schedule of the whole training, at the place where this one begins."""
+        scheduler: Any = super().create_scheduler(self.num_steps, optimizer)
+        if self.begins_at is not None:
+            advance(scheduler, self.begins_at)
+            if self.is_deepspeed_enabled:
+                prepared: Any = self.accelerator.deepspeed_engine_wrapped
+                load_weights_alone(prepared.engine)
+        return scheduler
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Load what a checkpoint holds of them, unless that is of the stage before."""
+        if self.begins_at is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None

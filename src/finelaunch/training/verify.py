@@ -31,6 +31,10 @@ WHY = {
 """Why something else may run, by what differs."""
 
 
+IN_4_BITS = "4 bits"
+"""What frozen weights may be held in beside the dtype that was asked for."""
+
+
 def asked(placement: Placement) -> dict[str, Any]:
     """Return what the live objects must say."""
     return {
@@ -81,7 +85,7 @@ def live(trainer: "FinelaunchTrainer") -> dict[str, Any]:
         "zero_stage": wrapped.zero_optimization_stage() if deepspeed else None,
         "backend": dist.get_backend() if grouped else None,
         "device": parameter.device.type,
-        "dtype": "+".join(sorted({str(one.dtype).removeprefix("torch.") for one in plain.parameters()})),
+        "dtype": "+".join(sorted({_dtype(one) for one in plain.parameters()} - {IN_4_BITS})),
         "precision": precision,
         "global_batch_size": wrapped.train_batch_size() if deepspeed else cut,
         "per_device_batch_size": args.per_device_train_batch_size,
@@ -119,6 +123,32 @@ def verify(trainer: "FinelaunchTrainer", placement: Placement) -> dict[str, Any]
     return {**ran, "device": str(trainer.args.device), "devices": devices}
 
 
+def verify_equal(model: Any, placement: Placement) -> None:
+    """End the run where the ranks of an engine that holds whole weights on each have not trained the same ones.
+
+    Args:
+        model: The plain model, after its last step; all ranks call this.
+        placement: A settled placement.
+
+    Raises:
+        FinelaunchError: Two ranks hold different bits.
+    """
+    if placement.num_processes == 1 or placement.engine.shards_weights:
+        return
+    import torch
+
+    kinds = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    trained = [(name, one.detach()) for name, one in model.named_parameters() if one.requires_grad]
+    own = {name: one.view(kinds[one.element_size()]).sum(dtype=torch.int64) for name, one in trained}
+    told = gather({name: int(value) for name, value in own.items()})
+    different = [name for name in told[0] if len({of_rank[name] for of_rank in told}) > 1]
+    if different:
+        raise FinelaunchError(
+            f"engine: after the last step the ranks hold different weights, {len(different)} of {len(told[0])} "
+            f"tensors, {different[0]} among them: their gradients were not reduced; no checkpoint of this run is of use"
+        )
+
+
 def differing(wanted: dict[str, Any], ran: dict[str, Any]) -> str:
     """Return the sentence for what was asked and did not run; empty where all is as asked."""
     different = [key for key in wanted if ran[key] != wanted[key]]
@@ -150,6 +180,12 @@ def _name(wrapped: Any, alone_in_group: bool) -> str:
     if isinstance(wrapped, FSDPModule):
         return "fsdp2"
     return "ddp" if alone_in_group else "single"
+
+
+def _dtype(parameter: Any) -> str:
+    """Return what a weight is held in; what it is packed into says nothing where it is in 4 bits."""
+    is_packed = type(parameter).__name__ == "Params4bit"
+    return IN_4_BITS if is_packed else str(parameter.dtype).removeprefix("torch.")
 
 
 def _is_deepspeed(wrapped: Any) -> bool:

@@ -10,6 +10,8 @@ from finelaunch.errors import EXIT_BAD_INPUT, EXIT_REQUIREMENT, BadInput, Requir
 from finelaunch.launch import profile as profile_module
 from finelaunch.launch.place import place
 from finelaunch.launch.profile import Profile
+from finelaunch.methods.full import FullSection
+from finelaunch.recipe.schema import Recipe
 from finelaunch.run.ranks import ALONE
 from finelaunch.section.document import Document
 from finelaunch.training.placement import Placement, expose_gpus, settle
@@ -28,7 +30,8 @@ def cut(global_batch_size: int, per_device_batch_size: int | None, num_processes
         per_device_batch_size=per_device_batch_size,
     )
     training = TrainingSection(global_batch_size=global_batch_size, learning_rate=1e-3)
-    return place(training, profile, Document({}, {}, "launch/cpu.yaml"))
+    recipe = Recipe.model_construct(training=training, method=FullSection())
+    return place(recipe, profile, Document({}, {}, "launch/cpu.yaml"))
 
 
 @given(sizes, sizes)

@@ -79,8 +79,27 @@ COMMANDS = {
     "--on ddp",
     "domain_assistant-llama_8b_fsdp2_checkpointing": f"domain_assistant/dialogpt {LLAMA_8B} "
     "launch.activation_checkpointing=true launch.num_processes_per_node=8 --on fsdp2",
+    "imdb-feature_extraction_gpu": "imdb/feature_extraction --on gpu",
+    "imdb-gradual_unfreezing_zero2_x2": "imdb/gradual_unfreezing launch.num_processes_per_node=2 --on zero2",
+    "imdb-lora_cpu_zero3": "imdb/lora --on cpu_zero3",
+    "imdb-lora_ddp_x2": "imdb/lora training.learning_rate=2e-5 launch.num_processes_per_node=2 --on ddp",
+    "squad_v2-lora_gpu_dora": "squad_v2/lora method.use_dora=true --on gpu",
+    "squad_v2-deberta_v3_base_gpu": "squad_v2/deberta_v3_base --on gpu",
+    "squad_v2-deberta_v3_xsmall_gpu": "squad_v2/deberta_v3_xsmall --on gpu",
+    "domain_assistant-lora_llama_8b_zero3_x8": f"domain_assistant/lora {LLAMA_8B} method.target_modules=all-linear "
+    "launch.num_processes_per_node=8 --on zero3",
+    "domain_assistant-qlora_llama_8b_gpu": f"domain_assistant/qlora {LLAMA_8B} training.optim=paged_adamw_8bit "
+    "launch.per_device_batch_size=1 --on gpu",
+    "domain_assistant-smoke_cpu_prefix_tuning": "domain_assistant/smoke method.name=prefix_tuning --on cpu",
 }
-TEXTS = ("imdb-smoke_cpu_zero2", "squad_v2-minilm_fsdp2_x4_tf32")
+TEXTS = ("imdb-smoke_cpu_zero2", "squad_v2-minilm_fsdp2_x4_tf32", "imdb-lora_ddp_x2")
+TEXTS += ("domain_assistant-qlora_llama_8b_gpu",)
+NOT_ON: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("domain_assistant/lora", "domain_assistant/qlora", "imdb/lora", "squad_v2/lora"), ("fsdp2",)),
+    "imdb/feature_extraction": ("fsdp2",),
+    "imdb/gradual_unfreezing": ("fsdp2", "zero3", "cpu_zero3"),
+}
+"""Profiles that refuse a shipped recipe's method."""
 CPU_PROFILES = ("cpu", "cpu_ddp", "cpu_zero1", "cpu_zero2", "cpu_zero3")
 PROFILES = (*CPU_PROFILES, "ddp", "fsdp2", "gpu", "zero1", "zero2", "zero3")
 """Of this machine; those of Slurm are in ``test_plan_slurm.py``."""
@@ -110,7 +129,7 @@ def test_the_text_is_the_golden_one(name: str) -> None:
 
 def test_the_golden_plans_are_of_every_recipe_profile_and_kind() -> None:
     cases = [words_of(command) for command in COMMANDS.values()]
-    assert len(cases) == 28
+    assert len(cases) == 38
     assert {recipe for recipe, _, _ in cases} == set(names("recipes"))
     assert {on for _, _, on in cases} == set(PROFILES)
     expected = {f"{name}.json" for name in COMMANDS} | {f"{name}.txt" for name in TEXTS}
@@ -122,13 +141,16 @@ def test_the_golden_plans_are_of_every_recipe_profile_and_kind() -> None:
     assert sum(plan["num_processes"] is None for plan in plans) >= 3
     said = " ".join(text for plan in plans for text in plan["advice"])
     assert all(word in said for word in ("launch.accelerate_config=ddp", "activations are the largest", "zero3 "))
+    assert {plan["method"]["name"] for plan in plans} == {
+        *("full", "feature_extraction", "gradual_unfreezing", "lora", "qlora", "prefix_tuning")
+    }
 
 
 def as_shipped() -> list[tuple[str, str, int | None]]:
     """Return every shipped recipe on every shipped profile; those of ``visible`` GPUs with numbers of processes too."""
     cases: list[tuple[str, str, int | None]] = []
     for recipe in names("recipes"):
-        for on in PROFILES:
+        for on in [name for name in PROFILES if name not in NOT_ON.get(recipe, ())]:
             is_visible = load_profile(on)[0].num_processes_per_node == "visible"
             cases += [(recipe, on, count) for count in ((None, 1, 2, 4) if is_visible else (None,))]
     return cases
@@ -136,13 +158,20 @@ def as_shipped() -> list[tuple[str, str, int | None]]:
 
 def test_every_shipped_recipe_and_profile_is_tried() -> None:
     pairs = {(recipe, on) for recipe, on, _ in as_shipped()}
-    assert len(pairs) == 8 * 11
-    assert len(as_shipped()) == 8 * (6 + 5 * 4)
-    assert len(names("recipes")) == len(list(shipped("recipes").rglob("*.yaml"))) == 8
+    assert len(pairs) == 16 * 11 - 8
+    assert len(as_shipped()) == 16 * (6 + 5 * 4) - 7 * 4 - 1
+    assert len(names("recipes")) == len(list(shipped("recipes").rglob("*.yaml"))) == 16
     slurm = {name for name in names("launch") if load_profile(name)[0].target == "slurm"}
     assert len(slurm) == 3
     assert set(names("launch")) == slurm | set(PROFILES)
     assert len(names("launch")) == len(list(shipped("launch").rglob("*.yaml"))) == 14
+
+
+@pytest.mark.parametrize(("recipe", "on"), [(recipe, on) for recipe, those in NOT_ON.items() for on in those])
+def test_an_engine_that_a_method_cannot_use_is_refused_with_another(recipe: str, on: str) -> None:
+    with pytest.raises(BadInput, match=r"launch.accelerate_config: .*; use .*ddp") as error:
+        planned(recipe, [], on)
+    assert len(error.value.problems) == 1
 
 
 @pytest.mark.parametrize(("recipe", "on", "processes"), as_shipped())
@@ -214,7 +243,7 @@ def assert_runs_anywhere(plan: LaunchPlan) -> None:
 
 @pytest.mark.parametrize("on", [on for on in PROFILES if on not in ("cpu", "gpu")])
 def test_three_processes_cut_no_shipped_recipe_and_are_refused_in_a_line(on: str) -> None:
-    for recipe in names("recipes"):
+    for recipe in [name for name in names("recipes") if on not in NOT_ON.get(name, ())]:
         with pytest.raises(BadInput) as caught:
             planned(recipe, ["launch.num_processes_per_node=3"], on)
         assert len(caught.value.problems) == 1

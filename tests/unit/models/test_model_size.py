@@ -10,7 +10,8 @@ import transformers
 from transformers import AutoConfig
 
 from finelaunch.models.section import ModelSection, TokenizerSection
-from finelaunch.models.size import DEFAULTS, HEADLESS, HEADS, OWN_NAMES, ModelSize, model_size
+from finelaunch.models.shape import DEFAULTS, HEADLESS, HEADS, OWN_NAMES
+from finelaunch.models.size import ModelSize, model_size
 from finelaunch.recipe.load import load_recipe
 
 RECIPES = Path(__file__).parents[3] / "recipes"

@@ -10,6 +10,7 @@ import pytest
 from hub_repositories import RECIPE
 
 from finelaunch.data.hub import hub_fingerprint, kept_rows
+from finelaunch.data.section import given_sources
 from finelaunch.errors import BadInput, RequirementMissing
 from finelaunch.launch.cluster import Cluster
 from finelaunch.provision.command import prefetch_command, tokenise_command
@@ -119,6 +120,34 @@ def test_a_pinned_recipe_has_the_commits_wherever_it_comes_from_and_finds_the_sa
     assert hub_fingerprint(fixed.data.train, "train") == f"hub:tiny/reviews@{DATA}:None:train"
     other, other_document = load("model.name_or_path=tiny/other")
     assert pinned(other, other_document) == (other, other_document)
+
+
+def test_sources_of_a_list_are_pinned_each(load: Load, tmp_path: Path) -> None:
+    words = [
+        "data.train=[{path: hub:tiny/reviews, weight: 1}, {path: reviews.yaml, weight: 1}, "
+        "{path: hub:tiny/more, weight: 2, revision: v1}]",
+        "data.test=[{path: hub:tiny/reviews, split: dev}]",
+    ]
+    recipe, document = load(*words)
+    names = [(name.key, name.repository, name.revision) for name in hub_names(recipe)]
+    assert names[1:] == [
+        ("data.train[0]", "tiny/reviews", None),
+        ("data.train[2]", "tiny/more", "v1"),
+        ("data.test[0]", "tiny/reviews", None),
+    ]
+    sources = [
+        LockedSource(name.key, name.kind, name.repository, name.revision, DATA, ()) for name in hub_names(recipe)[1:]
+    ]
+    made = new_lock(document.name, sources, [])
+    write_lock(made, lock_path(recipe))
+    fixed, fixed_document = pinned(recipe, document)
+    found = [source.section.revision for source in given_sources(fixed.data)]
+    assert found == [DATA, None, DATA, DATA]
+    assert fixed_document.origin(("data", "train", 2, "revision")) == str(lock_path(recipe))
+    assert fixed_document.origin(("data", "train", 2, "weight")) == "command line"
+    assert given_sources(recipe.data)[0].section.revision is None
+    others = [["data.test=[{path: hub:tiny/reviews, split: test}]", words[0]], ["data.train=[{path: a}]", words[1]]]
+    assert len({lock_path(load(*given)[0]) for given in [words, *others]}) == 3
 
 
 def test_what_is_gone_or_changed_is_named_by_size_or_by_content(lock: Lock, load: Load) -> None:

@@ -11,6 +11,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from finelaunch.data.section import SourceSection
 from finelaunch.errors import BadInput, Problem
 from finelaunch.launch.profile import load_profile
 from finelaunch.recipe.load import flatten, load_recipe, read_overrides
@@ -397,4 +398,4 @@ def test_the_schema_for_editors_knows_every_key() -> None:
         for name, about in definition["properties"].items():
             assert about.get("description"), name
             known.setdefault(name, set()).add(definition["title"])
-    assert {path[-1] for path in all_keys(Recipe)} | {"base"} == set(known)
+    assert {path[-1] for path in all_keys(Recipe)} | {"base", *SourceSection.model_fields} == set(known)

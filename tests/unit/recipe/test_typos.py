@@ -3,18 +3,21 @@
 import dataclasses
 import random
 import string
+from typing import get_args
 
 import pytest
 
 from finelaunch.errors import BadInput
+from finelaunch.methods import MethodSection
 from finelaunch.recipe.schema import Recipe
-from finelaunch.section.base import all_keys, build
+from finelaunch.section.base import Section, all_keys, build
 from finelaunch.section.document import Document, Path, dotted
 from finelaunch.tasks.causal_lm import CausalLMSection
 from finelaunch.tasks.question_answering import QuestionAnsweringSection
 from finelaunch.tasks.text_classification import TextClassificationSection
 from finelaunch.training.section import ANSWERS, MACHINE_SETTINGS, TrainingSection
 
+METHODS = get_args(MethodSection)
 TASKS = (QuestionAnsweringSection, TextClassificationSection, CausalLMSection)
 LETTERS = string.ascii_lowercase + "_"
 
@@ -29,30 +32,31 @@ def typos(word: str) -> set[str]:
     return (put_in | changed | left_out | swapped) - {word, ""}
 
 
-def places() -> list[tuple[Path, str]]:
-    """Every key of a recipe, with the task that takes it; ``base`` is one, too."""
-    found: list[tuple[Path, str]] = [(("base",), "causal_lm")]
-    for path in dict.fromkeys(all_keys(Recipe)):
-        takers = [task for task in TASKS if path[0] != "task" or len(path) < 2 or path[1] in task.model_fields]
-        found += [(path, str(task.model_fields["name"].annotation.__args__[0])) for task in takers[:1]]  # type: ignore
-    return found
+def takers(path: Path) -> dict[str, type[Section]]:
+    """The task and the method that take the key at ``path``, the first of each where it is another section's."""
+    first = {"task": TASKS, "method": METHODS}
+    for name, members in first.items():
+        if path[0] == name and len(path) > 1:
+            first[name] = tuple(member for member in members if path[1] in member.model_fields)
+    return {name: members[0] for name, members in first.items()}
 
 
-def known_beside(path: Path, task: str) -> set[str]:
-    section = next(member for member in TASKS if member.__name__.lower().startswith(task.replace("_", "")))
+def known_beside(path: Path) -> set[str]:
     siblings = {str(key[-1]) for key in all_keys(Recipe) if key[:-1] == path[:-1]}
-    if path[:-1] == ("task",):
-        siblings = set(section.model_fields)
+    if len(path) == 2 and path[0] in ("task", "method"):
+        siblings = set(takers(path)[str(path[0])].model_fields)
     return siblings | {"base"}
 
 
-def suggestion(path: Path, typo: str, task: str) -> str:
-    values: dict[str, object] = {"task": {"name": task}}
+def suggestion(path: Path, typo: str) -> str:
+    values: dict[str, object] = {
+        name: {"name": get_args(one.model_fields["name"].annotation)[0]} for name, one in takers(path).items()
+    }
     inner = values
     for part in path[:-1]:
         inner = inner.setdefault(str(part), {})  # type: ignore
-    if path == ("task", "name"):
-        del inner["name"]
+    if path[1:] == ("name",):
+        inner.pop("name", None)
     inner[typo] = 1
     with pytest.raises(BadInput) as caught:
         build(Recipe, Document(values))
@@ -64,10 +68,10 @@ def test_one_letter_typos_of_every_key_get_the_right_suggestion(capsys: pytest.C
     draw = random.Random(0)
     num_right = num_tried = 0
     wrong = []
-    for path, task in places():
-        found = sorted(typos(str(path[-1])) - known_beside(path, task) - set(ANSWERS))
+    for path in dict.fromkeys([("base",), *all_keys(Recipe)]):
+        found = sorted(typos(str(path[-1])) - known_beside(path) - set(ANSWERS))
         for typo in draw.sample(found, min(30, len(found))):
-            said = suggestion(path, typo, task)
+            said = suggestion(path, typo)
             right = said == f"did you mean {dotted(path)!r}?"
             num_tried += 1
             num_right += right

@@ -13,11 +13,14 @@ from finelaunch.errors import BadInput
 from finelaunch.section.document import (
     MAX_CHARACTERS,
     Document,
+    Path,
+    dotted,
     merge,
     places,
     plain_value,
     read_document,
     read_value,
+    undotted,
     write_document,
 )
 
@@ -178,12 +181,24 @@ def test_columns_given_beside_another_path_are_taken() -> None:
     assert merged.values["data"]["columns"] == {"label": "y"}
 
 
+def gives_a_key_to_a_list(low: Any, high: Any) -> bool:
+    """Return whether somewhere a list of mappings lies below a mapping with keys."""
+    if isinstance(low, list):
+        return bool(high) and isinstance(high, dict) and any(isinstance(item, dict) for item in low)
+    both = low.keys() & high.keys() if isinstance(low, dict) and isinstance(high, dict) else ()
+    return any(gives_a_key_to_a_list(low[key], high[key]) for key in both)
+
+
 @given(mappings, mappings)
 @settings(deadline=None, max_examples=150)
 def test_merging_keeps_both_and_every_origin(low: dict[str, Any], high: dict[str, Any]) -> None:
     def document(values: dict[str, Any], name: str) -> Document:
         return Document(values, {place: f"{name}:{place}" for place, _ in places(values)}, name)
 
+    if gives_a_key_to_a_list(low, high):
+        with pytest.raises(BadInput, match="here, which takes no single key; give the whole list"):
+            merge(document(low, "low"), document(high, "up"), {})
+        return
     merged = merge(document(low, "low"), document(high, "up"), {})
     leaves = {place: value for place, value in places(high) if not isinstance(value, dict) or not value}
     for place, value in leaves.items():
@@ -198,6 +213,34 @@ def test_merging_keeps_both_and_every_origin(low: dict[str, Any], high: dict[str
     assert merge(document({}, "low"), document(high, "up"), {}).values == high
     again = merge(merged, document(high, "up"), {})
     assert again.values == merged.values
+
+
+def test_a_key_of_what_is_a_list_below_is_refused_and_a_whole_list_is_taken() -> None:
+    low = layer("data: {train: [{path: a, weight: 1}, {path: b, weight: 2}]}\nnames: [x, y]", "low")
+    with pytest.raises(BadInput) as caught:
+        merge(low, layer("data: {train: {path: c, split: d}}", "up"), REPLACED)
+    assert [str(problem) for problem in caught.value.problems] == [
+        "up:1: data.train.path: data.train is a list of 2 here, which takes no single key; "
+        "give the whole list: data.train='[{path: …}, …]'"
+    ]
+    merged = merge(low, layer("data: {train: [{path: c}]}", "up"), REPLACED)
+    assert merged.values == {"data": {"train": [{"path": "c"}]}, "names": ["x", "y"]}
+    assert merged.origin(("data", "train", 0, "path")) == "up:1"
+    assert ("data", "train", 1) not in merged.origins
+    assert merge(low, layer("names: {x: y}", "up"), REPLACED).values["names"] == {"x": "y"}
+
+
+@pytest.mark.parametrize("path", [(), ("data",), ("data", "train", 1, "path"), ("a", 0, "b"), ("a", 12)])
+def test_a_dotted_key_is_read_back(path: Path) -> None:
+    assert undotted(dotted(path)) == path
+
+
+def test_a_value_is_put_into_a_list_without_a_change_to_the_first_document() -> None:
+    low = layer("data: {train: [{path: a}, {path: b}]}", "low")
+    new = low.put(("data", "train", 1, "revision"), "v1", "up")
+    assert new.values == {"data": {"train": [{"path": "a"}, {"path": "b", "revision": "v1"}]}}
+    assert low.values == {"data": {"train": [{"path": "a"}, {"path": "b"}]}}
+    assert new.origin(("data", "train", 1, "revision")) == "up"
 
 
 def test_merging_many_keys_takes_no_time() -> None:

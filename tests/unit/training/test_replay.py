@@ -56,7 +56,7 @@ def test_a_loss_keeps_every_bit():
 
 def trainer_of(model):
     accelerator = SimpleNamespace(get_state_dict=lambda wrapped: wrapped.state_dict())
-    return SimpleNamespace(accelerator=accelerator, model_wrapped=model)
+    return SimpleNamespace(accelerator=accelerator, model=model, model_wrapped=model)
 
 
 def tied(seed):

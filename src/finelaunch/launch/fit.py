@@ -1,0 +1,90 @@
+"""Whether a method fits a recipe's task, its model and this machine's packages: said before anything is started.
+
+What hangs on the model's shape is checked where its config is at hand; otherwise training says it, once the model is
+loaded, in the same words.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from finelaunch.errors import BadInput, Problem
+from finelaunch.launch.estimate import EIGHT_BIT, PAGED
+from finelaunch.methods.feature_extraction import NO_HEAD, NO_HEAD_REMEDY, FeatureExtractionSection
+from finelaunch.methods.gradual_unfreezing import GradualUnfreezingSection, too_many_stages
+from finelaunch.methods.limits import ADAPTERS
+from finelaunch.methods.prompts import ONLY_CAUSAL, PrefixTuningSection, PromptTuningSection
+from finelaunch.methods.trainable import trainable_of
+from finelaunch.models.config import POSITIONS_AFTER_PADDING
+from finelaunch.models.quantization import require
+from finelaunch.models.shape import Shape, model_shape
+from finelaunch.recipe.schema import Recipe
+from finelaunch.section.document import Document
+
+
+def check_fit(recipe: Recipe, document: Document) -> None:
+    """Refuse a method that fits neither the task nor the model.
+
+    Args:
+        recipe: The recipe.
+        document: Behind it, for the origin of its keys.
+
+    Raises:
+        BadInput: With all that is wrong.
+    """
+    problems = list(_task_problems(recipe))
+    shape = model_shape(recipe.model, recipe.task.name)
+    if not problems and not isinstance(shape, str):
+        problems += _shape_problems(recipe, shape)
+    if problems:
+        raise BadInput(replace(one, origin=document.origin(tuple(one.key.split(".")))) for one in problems)
+
+
+def check_packages(recipe: Recipe) -> None:
+    """Refuse a method or an optimizer whose package is not installed.
+
+    Raises:
+        RequirementMissing: It is not.
+    """
+    if recipe.method.name in ADAPTERS:
+        require("peft", f"method {recipe.method.name}")
+    if recipe.method.name == "qlora":
+        require("bitsandbytes", "weights in 4 bits")
+    if recipe.training.optim in (*EIGHT_BIT, *PAGED):
+        require("bitsandbytes", f"training.optim {recipe.training.optim}")
+
+
+def _task_problems(recipe: Recipe) -> Iterator[Problem]:
+    is_causal = recipe.task.name == "causal_lm"
+    if isinstance(recipe.method, FeatureExtractionSection) and is_causal:
+        yield Problem("recipe", "method.name", NO_HEAD, "", NO_HEAD_REMEDY)
+    if isinstance(recipe.method, PromptTuningSection | PrefixTuningSection) and not is_causal:
+        yield Problem("recipe", "method.name", f"{recipe.method.name} {ONLY_CAUSAL}", "", "use lora")
+
+
+def _shape_problems(recipe: Recipe, shape: Shape) -> Iterator[Problem]:
+    method, count = recipe.method, shape["num_hidden_layers"]
+    if isinstance(method, GradualUnfreezingSection) and (method.num_stages or 0) > count + 2:
+        layers = [f"layer {number}" for number in reversed(range(count))]
+        assert method.num_stages is not None
+        yield too_many_stages(method.num_stages, ["head", *layers, "embeddings"])
+    if isinstance(method, PromptTuningSection | PrefixTuningSection):
+        yield from _positions(recipe, shape, method.num_virtual_tokens)
+    yield from _problems_of(lambda: trainable_of(recipe.model, recipe.task.name, 2, method))
+
+
+def _positions(recipe: Recipe, shape: Shape, num_virtual_tokens: int) -> Iterator[Problem]:
+    limit = shape["max_position_embeddings"]
+    if shape["model_type"] in POSITIONS_AFTER_PADDING:
+        limit -= (shape.get("pad_token_id") or 0) + 1
+    length = recipe.task.max_length
+    if length + num_virtual_tokens > limit:
+        what = f"{num_virtual_tokens} and task.max_length {length} are more than the {limit} positions of the model"
+        remedy = f"task.max_length={limit - num_virtual_tokens}" if num_virtual_tokens < limit else ""
+        yield Problem("recipe", "method.num_virtual_tokens", what, f"at most {limit} together", remedy)
+
+
+def _problems_of(call: Callable[[], object]) -> Iterator[Problem]:
+    try:
+        call()
+    except BadInput as error:
+        yield from error.problems

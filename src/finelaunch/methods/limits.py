@@ -1,0 +1,51 @@
+"""Which method runs on which engine: what fails there, or was never seen to work, is refused by name; no torch."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from finelaunch.section.base import SettingError
+
+if TYPE_CHECKING:
+    from finelaunch.methods import MethodSection
+
+ADAPTERS = ("lora", "qlora", "prompt_tuning", "prefix_tuning")
+"""Methods whose result is an adapter on a base."""
+PROMPTS = ("prompt_tuning", "prefix_tuning")
+
+_WHOLE = "use single, ddp, zero1 or zero2"
+
+
+def method_faults(
+    section: "MethodSection", engine: str, activation_checkpointing: bool, offload: str
+) -> Iterator[SettingError]:
+    """Yield why a method does not run on an engine, under the keys of the launch profile.
+
+    Args:
+        section: The recipe's ``method`` section.
+        engine: Name of the engine.
+        activation_checkpointing: Of the profile.
+        offload: Of the profile.
+    """
+    name, key = section.name, "accelerate_config"
+    if name in ADAPTERS and engine == "fsdp2":
+        what = f"{name} on fsdp2 was never seen to save and resume exactly"
+        yield SettingError(key, what, "", "use ddp, zero2 or zero3")
+    if name == "gradual_unfreezing" and engine in ("zero3", "fsdp2"):
+        what = f"gradual_unfreezing prepares the model anew for every stage, and {engine} has cut it by then"
+        yield SettingError(key, what, "", _WHOLE)
+    if name == "feature_extraction" and engine == "fsdp2":
+        what = "fsdp2 cuts trained and held weights alike, and gains nothing where next to none are trained"
+        yield SettingError(key, what, "", _WHOLE)
+    if name in PROMPTS and engine == "zero3":
+        yield SettingError(key, f"{name} on zero3 was never seen to save and resume exactly", "", _WHOLE)
+    if getattr(section, "init_lora_weights", "") in ("olora", "pissa") and engine == "zero3":
+        what = f"init_lora_weights {section.init_lora_weights} takes whole weights apart, and zero3 has cut them"  # type: ignore[union-attr]
+        yield SettingError(key, what, "", _WHOLE)
+    if name == "qlora" and offload != "none":
+        yield SettingError("offload", "weights in 4 bits are not moved to the host", "none", "qlora saves more")
+    if name in PROMPTS and activation_checkpointing:
+        what = f"{name} fails with it: the keys of its vectors are missing when a layer is computed again"
+        yield SettingError("activation_checkpointing", what, "", "leave it out, or use lora")
+    if name == "feature_extraction" and activation_checkpointing:
+        what = "has no effect: feature_extraction keeps no activations of the model that it holds"
+        yield SettingError("activation_checkpointing", what, "", "leave it out")

@@ -1,0 +1,326 @@
+"""Adapter folders: what they state, the base they stand on, and how one becomes a part of it.
+
+peft puts an adapter on whatever model it is given, and says nothing where tensors are left over or missing. Here its
+base must be the one it was trained on, and every tensor must find its place.
+"""
+
+import json
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finelaunch.data.hub import is_commit
+from finelaunch.data.sources import PACKAGE_PREFIX
+from finelaunch.errors import BadInput, Problem
+from finelaunch.models.fingerprint import content_of, weights_folder
+from finelaunch.models.quantization import Quantization, require
+from finelaunch.models.section import ModelSection
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+FACTS = "finelaunch.json"
+BASE_FOLDER = "base"
+"""Where the base of an adapter lies, below it, if it was drawn anew."""
+COPY_AGAIN = "copy the run again"
+SHORT = 12
+"""Characters of a SHA-256 that a message shows."""
+PROMPTS = ("prompt_tuning", "prefix_tuning")
+"""Methods that change no weight."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What an adapter's folder states.
+
+    Args:
+        folder: Where it lies.
+        base: What it was trained on: name, revision, init, config, fingerprint, content, quantization, auto_class.
+        method: The method's section.
+        task: The task's section.
+    """
+
+    folder: Path
+    base: Mapping[str, Any]
+    method: Mapping[str, Any]
+    task: Mapping[str, Any]
+
+    @property
+    def is_prompt(self) -> bool:
+        """Whether it is learned vectors, which no weights can take up."""
+        return self.method["name"] in PROMPTS
+
+    @property
+    def quantization(self) -> Quantization | None:
+        """How its base is held, where that is not fp32."""
+        facts = self.base.get("quantization")
+        return Quantization(**facts) if facts else None
+
+    @property
+    def base_name(self) -> str:
+        """What its base is called."""
+        return str(self.base["name"] or f"its {BASE_FOLDER}/")
+
+    @property
+    def base_title(self) -> str:
+        """Its base's name and what tells it from others of that name."""
+        return f"{self.base_name} ({self.base['content'][:SHORT]})"
+
+    def section(self, elsewhere: Path | None = None) -> ModelSection:
+        """Return where its base is to be loaded from.
+
+        Args:
+            elsewhere: A copy of the base.
+
+        Raises:
+            BadInput: The base is not there any more.
+        """
+        config = dict(self.base.get("config") or {})
+        if self.base["init"] == "scratch":
+            return ModelSection(name_or_path=str(self._found(elsewhere or self.folder / BASE_FOLDER)))
+        if elsewhere is not None:
+            return ModelSection(name_or_path=str(self._found(elsewhere)), config=config)
+        name = str(self.base["name"])
+        if self.base.get("path") is not None:
+            places = [Path(name).expanduser(), Path(str(self.base["path"]))]
+            name = str(self._found(*places))
+        if name.startswith(PACKAGE_PREFIX) or self.base.get("path") is not None:
+            return ModelSection(name_or_path=name, config=config)
+        commit = str(self.base["fingerprint"]).rpartition("@")[2]
+        revision = commit if is_commit(commit) else self.base.get("revision")
+        return ModelSection(name_or_path=name, revision=revision, config=config)
+
+    def _found(self, *places: Path) -> Path:
+        for place in places:
+            if place.exists():
+                return place.resolve()
+        what = f"its base {places[0]} is not there"
+        raise BadInput(Problem(str(self.folder), "base", what, "", "give --base DIR, a copy of it"))
+
+    def check_base(self, section: ModelSection) -> bool:
+        """Refuse another base than the adapter's own; return whether there was something to look at.
+
+        Raises:
+            BadInput: It is another one.
+        """
+        folder = weights_folder(section)
+        if folder is None:
+            return False
+        found, recorded = content_of(folder), str(self.base["content"])
+        if found != recorded:
+            what = (
+                f"the adapter belongs to another base: it was trained on {self.base_title}, "
+                f"and {section.name_or_path} is another model ({found[:SHORT]})"
+            )
+            remedy = "give --base DIR, a copy of the base as it was then"
+            raise BadInput(Problem(str(self.folder), "base", what, "", remedy))
+        return True
+
+
+def is_adapter(folder: Path) -> bool:
+    """Return whether an adapter lies in ``folder``."""
+    return (folder / ADAPTER_CONFIG).exists()
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """Return what the adapter in ``folder`` states.
+
+    Raises:
+        BadInput: It states nothing of its base and task, or is damaged.
+    """
+    path = folder / FACTS
+    if not path.exists():
+        what = f"is an adapter without {FACTS}: its task, its labels and the fingerprint of its base are not known"
+        remedy = "give an adapter that finelaunch train or finelaunch export wrote"
+        raise BadInput(Problem(str(folder), "", what, "", remedy))
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        base, method, task = dict(content["base"]), dict(content["method"]), dict(content["task"])
+        missing = [name for name in ("name", "init", "fingerprint", "content", "auto_class") if name not in base]
+        missing += [name for name in ("name",) if name not in method]
+        if missing:
+            raise KeyError(missing[0])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInput(Problem(str(path), "", f"is damaged: {error!r}", "", COPY_AGAIN)) from None
+    for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG, "config.json"):
+        if not (folder / name).exists():
+            raise BadInput(Problem(str(folder), "", f"{name} is missing", "", COPY_AGAIN))
+    return Adapter(folder, base, method, task)
+
+
+def load_base(adapter: Adapter, tokenizer: Any, elsewhere: Path | None = None) -> Any:
+    """Return the base of ``adapter`` as it was trained on, a ``LoadedModel``.
+
+    Raises:
+        BadInput: It is another one, or not there.
+    """
+    from transformers import AutoConfig
+
+    from finelaunch.models.load import load_model
+
+    section, auto_class = adapter.section(elsewhere), str(adapter.base["auto_class"])
+    is_checked = adapter.check_base(section)
+    config = AutoConfig.from_pretrained(adapter.folder)
+    labels = ("id2label", "label2id") if "Classification" in auto_class else ()
+    task_config = {name: getattr(config, name) for name in labels}
+    loaded = load_model(section, auto_class, task_config, tokenizer, 1, 0, adapter.quantization)
+    if not is_checked:
+        adapter.check_base(section)
+    return loaded
+
+
+def whole_shape(parameter: Any) -> tuple[int, ...]:
+    """Return the shape of a whole parameter; ZeRO-3 leaves an empty one in its place and keeps the shape."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def adapter_tensors(model: Any, name: str = "default") -> dict[str, str]:
+    """Return the parameters of an adapter: by the name in its file the name in ``model``, a ``PeftModel``."""
+    import torch
+    from peft.utils.save_and_load import get_peft_model_state_dict
+
+    if model.peft_config[name].is_prompt_learning:
+        return {"prompt_embeddings": f"prompt_encoder.{name}.embedding.weight"}
+    marks = {parameter: torch.empty(whole_shape(value), device="meta") for parameter, value in model.named_parameters()}
+    names = {id(mark): parameter for parameter, mark in marks.items()}
+    found = get_peft_model_state_dict(model, state_dict=marks, adapter_name=name, save_embedding_layers=False)
+    tensors = {key: names[id(mark)] for key, mark in found.items()}
+    return {key: parameter for key, parameter in tensors.items() if ".original_module." not in parameter}
+
+
+def put_adapter(model: Any, adapter: Adapter, name: str = "default") -> Any:
+    """Put ``adapter`` on its base, or beside the adapters that are there, and return the ``PeftModel``, all frozen.
+
+    Raises:
+        BadInput: A tensor of it finds no place, or a place no tensor.
+        RequirementMissing: peft is not installed.
+    """
+    require("peft", f"the adapter {adapter.folder}")
+    from peft import PeftConfig, PeftModel, get_peft_model
+    from safetensors import safe_open
+
+    try:
+        with warnings.catch_warnings(), safe_open(adapter.folder / ADAPTER_WEIGHTS, framework="numpy") as file:
+            warnings.simplefilter("ignore")  # what peft warns of is refused below
+            if not isinstance(model, PeftModel):
+                config = PeftConfig.from_pretrained(str(adapter.folder))
+                config.inference_mode = True
+                model = get_peft_model(model, config, adapter_name=name)
+            device = str(next(model.parameters()).device)
+            model.load_adapter(str(adapter.folder), name, torch_device=device)
+            held = set(file.keys())
+    except (OSError, BadInput):
+        raise
+    except Exception as error:  # peft and torch raise RuntimeError, ValueError and errors of their own
+        reason = (
+            f"{error.args[0]} has no tensor"
+            if isinstance(error, KeyError)
+            else (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()[:200]
+        )
+        what = f"the adapter does not fit its base: {reason}"
+        raise BadInput(Problem(str(adapter.folder), "", what, "", "give --base DIR, or copy the run again")) from None
+    places = set(adapter_tensors(model, name))
+    faults = [f"{key} has no tensor" for key in sorted(places - held)]
+    faults += [f"{key} has no place" for key in sorted(held - places)]
+    if faults:
+        what = f"the adapter does not fit its base: {faults[0]} ({len(faults)} in all)"
+        raise BadInput(Problem(str(adapter.folder), "", what, "", "give --base DIR, or copy the run again"))
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def merged_model(adapter: Adapter, tokenizer: Any, elsewhere: Path | None = None) -> "PreTrainedModel":
+    """Return the base with the adapter taken up into its weights: a plain model in fp32, on the CPU.
+
+    A base in 4 bits is brought back to fp32 first: merged in 4 bits, the adapter would be rounded away.
+
+    Raises:
+        BadInput: The base is another one, or learned vectors cannot be merged.
+    """
+    refuse_prompt(adapter)
+    model = load_base(adapter, tokenizer, elsewhere).model
+    if adapter.quantization is not None:
+        model = model.dequantize()
+    model = model.float().cpu()
+    is_tied = _untie(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of weights that are no longer shared; settled below
+        merged = put_adapter(model, adapter).merge_and_unload(safe_merge=True).eval()
+    if is_tied:
+        _tie_again(merged)
+    return merged
+
+
+def _untie(model: Any) -> bool:
+    """Give the output of a language model weights of its own, where it shares those of its input."""
+    import torch
+
+    output, words = model.get_output_embeddings(), model.get_input_embeddings()
+    if output is None or output.weight is not words.weight:
+        return False
+    output.weight = torch.nn.Parameter(words.weight.detach().clone())
+    return True
+
+
+def _tie_again(model: Any) -> None:
+    """Share the weights again where they are still the same; else the config says that they are two."""
+    output, words = model.get_output_embeddings(), model.get_input_embeddings()
+    model.config.tie_word_embeddings = output.weight.equal(words.weight)
+    if model.config.tie_word_embeddings:
+        output.weight = words.weight
+
+
+def refuse_prompt(adapter: Adapter) -> None:
+    """Refuse to merge what is no change of weights.
+
+    Raises:
+        BadInput: It is learned vectors.
+    """
+    if adapter.is_prompt:
+        what = f"{adapter.method['name']} cannot be merged: it learns vectors before the text, and changes no weight"
+        remedy = "export the adapter alone, and predict with it"
+        raise BadInput(Problem(str(adapter.folder), "method.name", what, "lora or qlora", remedy))
+
+
+@contextmanager
+def plain_folder(folder: Path | str) -> Iterator[Path | str]:
+    """Yield a folder with a whole model: ``folder`` itself or, for a while, an adapter merged into its base.
+
+    Args:
+        folder: A model's or an adapter's folder, or a name of the hub.
+
+    Raises:
+        BadInput: The adapter cannot be merged, or its base is not there.
+    """
+    if not is_adapter(Path(folder)):
+        yield folder
+        return
+    from finelaunch.models.load import load_tokenizer
+
+    adapter = read_adapter(Path(folder))
+    tokenizer = load_tokenizer(ModelSection(name_or_path=str(folder)))
+    with tempfile.TemporaryDirectory(prefix="finelaunch-merged-") as place:
+        with built_whole():
+            merged_model(adapter, tokenizer).save_pretrained(place, save_original_format=False)
+        yield Path(place)
+
+
+@contextmanager
+def built_whole() -> Iterator[None]:
+    """Have models loaded whole under ZeRO-3, too."""
+    from transformers.integrations import deepspeed
+
+    reference = deepspeed._hf_deepspeed_config_weak_ref
+    config = reference() if reference is not None else None
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if config is not None:
+            deepspeed.set_hf_deepspeed_config(config)
