@@ -141,7 +141,6 @@ class Halved:
 def make_run(job: dict) -> dict:
     """Train or evaluate as ``job`` says and return what came of it."""
     from accelerate.state import AcceleratorState, GradientState
-
     from integration.runs import signalled
 
     from finelaunch.errors import FinelaunchError

@@ -94,6 +94,7 @@ def build_model(
     """
     chosen = method_for(method)
     quantization, config = chosen.quantization(precision), task.model_config(facts)
-    loaded = load_model(section, task.auto_class, config, tokenizer, max_length, seed, quantization)
+    positions = max_length + getattr(method, "num_virtual_tokens", 0)
+    loaded = load_model(section, task.auto_class, config, tokenizer, positions, seed, quantization)
     task.prepare(loaded.model)
     return Built(section, loaded, quantization, chosen, chosen.apply(loaded))

@@ -66,6 +66,9 @@ def parts_of(loaded: "LoadedModel") -> Sequence[Part]:
     model = loaded.model
     modules = dict(model.named_modules())
     layers = [name for name, module in modules.items() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:  # MPNet, ALBERT
+        lists = [name for name, module in modules.items() if isinstance(module, nn.ModuleList)]
+        layers = [name for name in modules if name.rpartition(".")[0] in lists]
     layers = [name for name in layers if not any(name.startswith(f"{other}.") for other in layers)]
     embedded = {name for name, module in modules.items() if isinstance(module, nn.Embedding)}
     head = set(head_parameters(loaded))

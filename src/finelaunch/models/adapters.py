@@ -5,7 +5,6 @@ base must be the one it was trained on, and every tensor must find its place.
 """
 
 import json
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -288,9 +287,8 @@ def refuse_prompt(adapter: Adapter) -> None:
         raise BadInput(Problem(str(adapter.folder), "method.name", what, "lora or qlora", remedy))
 
 
-@contextmanager
-def plain_folder(folder: Path | str) -> Iterator[Path | str]:
-    """Yield a folder with a whole model: ``folder`` itself or, for a while, an adapter merged into its base.
+def merged_base(folder: Path | str) -> "PreTrainedModel | None":
+    """Return the adapter in ``folder`` merged into its base, whole on every rank; None where it holds no adapter.
 
     Args:
         folder: A model's or an adapter's folder, or a name of the hub.
@@ -299,16 +297,12 @@ def plain_folder(folder: Path | str) -> Iterator[Path | str]:
         BadInput: The adapter cannot be merged, or its base is not there.
     """
     if not is_adapter(Path(folder)):
-        yield folder
-        return
+        return None
     from finelaunch.models.load import load_tokenizer
 
-    adapter = read_adapter(Path(folder))
     tokenizer = load_tokenizer(ModelSection(name_or_path=str(folder)))
-    with tempfile.TemporaryDirectory(prefix="finelaunch-merged-") as place:
-        with built_whole():
-            merged_model(adapter, tokenizer).save_pretrained(place, save_original_format=False)
-        yield Path(place)
+    with built_whole():
+        return merged_model(read_adapter(Path(folder)), tokenizer)
 
 
 @contextmanager

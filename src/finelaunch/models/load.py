@@ -6,6 +6,7 @@ of the machine. Code of a model repository is never run.
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
@@ -231,12 +232,14 @@ def load_model(
         if quantization is not None:
             model = _quantised(model, quantization)
     else:
-        from finelaunch.models.adapters import plain_folder
+        from finelaunch.models.adapters import built_whole, merged_base
 
         source = local_folder(section) or str(section.name_or_path)
-        with hub_faults(section), refusals("model"), plain_folder(source) as whole:
+        with hub_faults(section), refusals("model"):
+            merged = merged_base(source)
             transformers.set_seed(seed)  # merging an adapter has drawn numbers, too
-            model, info = _read(loader, whole, section.revision, config, quantization)
+            with built_whole() if merged is not None else nullcontext():
+                model, info = _read(loader, source, section.revision, config, quantization, merged)
         missing, unused = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
         fingerprint = _fingerprint(section)
     if model.config.pad_token_id is None:
@@ -247,12 +250,24 @@ def load_model(
 
 
 def _read(
-    loader: Any, source: Any, revision: str | None, config: "PretrainedConfig", quantization: Quantization | None
+    loader: Any,
+    source: Any,
+    revision: str | None,
+    config: "PretrainedConfig",
+    quantization: Quantization | None,
+    merged: "PreTrainedModel | None",
 ) -> tuple["PreTrainedModel", dict[str, Any]]:
-    """Return what ``from_pretrained`` reads, and its report."""
+    """Return what ``from_pretrained`` reads, from ``source`` or from what is in memory already, and its report."""
     import torch
 
-    given = {"revision": revision, "config": config, "dtype": torch.float32, "output_loading_info": True}
+    given: dict[str, Any] = {"config": config, "dtype": torch.float32, "output_loading_info": True}
+    if merged is not None:
+        source, given["state_dict"] = None, merged.state_dict()
+        config.tie_word_embeddings = merged.config.tie_word_embeddings
+        with torch.device("meta"):  # without a folder the class itself is asked
+            loader = type(loader.from_config(config))
+    else:
+        given["revision"] = revision
     if quantization is None:
         return loader.from_pretrained(source, **given)
     blank, info = loader.from_pretrained(source, **given, device_map="meta")

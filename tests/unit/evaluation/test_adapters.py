@@ -10,12 +10,12 @@ import torch
 from adapted import LABELS, SHAPES, adapter_run, logits_of, write_base
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from finelaunch.errors import BadInput, FinelaunchError
 from finelaunch.evaluation.adapters import check_adapter
 from finelaunch.evaluation.finished import find_model, load_finished
-from finelaunch.models.adapters import ADAPTER_WEIGHTS, built_whole, merged_model, plain_folder, read_adapter
+from finelaunch.models.adapters import ADAPTER_WEIGHTS, built_whole, merged_base, merged_model, read_adapter
 from finelaunch.models.load import load_model, load_tokenizer
 from finelaunch.models.section import ModelSection
 
@@ -240,13 +240,12 @@ def test_an_adapter_of_plain_peft_is_refused_by_what_it_lacks(bases, tmp_path):
 
 def test_an_adapter_goes_on_as_the_base_of_the_next(bases, tmp_path):
     first, trained = adapter_run(tmp_path / "first", bases["llama"], LM, learning_rate=0.02)
-    with plain_folder(first) as merged:
-        model = AutoModelForCausalLM.from_pretrained(merged)
-        tokenizer = load_tokenizer(ModelSection(name_or_path=str(first)))
-        assert difference(logits_of(model, tokenizer), trained) < 1e-5
-    assert not merged.exists()
-    with plain_folder(bases["llama"]) as same:
-        assert same == bases["llama"]
+    section = ModelSection(name_or_path=str(first))
+    tokenizer = load_tokenizer(section)
+    loaded = load_model(section, "AutoModelForCausalLM", {}, tokenizer, 1, seed=0)
+    assert difference(logits_of(loaded.model.eval(), tokenizer), trained) < 1e-5
+    assert (loaded.newly_initialised, loaded.unused) == ((), ())
+    assert merged_base(bases["llama"]) is None
 
 
 @pytest.mark.parametrize("method", [{}, {"name": "qlora"}])
@@ -264,11 +263,11 @@ def test_an_adapter_on_an_adapter(method, bases, tmp_path):
 def test_shared_embeddings_are_shared_or_two_after_merging(bases, tmp_path):
     for modules, is_shared in ([], True), (["wte"], False):
         folder, trained = adapter_run(tmp_path / f"run{is_shared}", bases["gpt2"], LM, {"modules_to_save": modules})
-        tokenizer = load_tokenizer(ModelSection(name_or_path=str(folder)))
-        with plain_folder(folder) as merged:
-            model = AutoModelForCausalLM.from_pretrained(merged)
-            assert (model.lm_head.weight is model.transformer.wte.weight) == is_shared
-            assert difference(logits_of(model, tokenizer), trained) < 1e-5
+        section = ModelSection(name_or_path=str(folder))
+        tokenizer = load_tokenizer(section)
+        model: Any = load_model(section, "AutoModelForCausalLM", {}, tokenizer, 1, seed=0).model.eval()
+        assert (model.lm_head.weight is model.transformer.wte.weight) == is_shared
+        assert difference(logits_of(model, tokenizer), trained) < 1e-5
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ def guard_of(tmp_path, model=None, placement=None, checkpoint="checkpoint-2", **
         model_wrapped=model,
         args=ARGS,
         state=SimpleNamespace(global_step=2),
+        num_steps=4,
         accelerator=SimpleNamespace(get_state_dict=lambda wrapped: wrapped.state_dict(), **accelerator),
     )
     return guard
