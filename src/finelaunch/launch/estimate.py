@@ -159,10 +159,11 @@ def weight_bytes(size: ModelSize, held: int, trainable: Trainable, ranks: int = 
 
 
 def _state_bytes(size: ModelSize, optim: str, trainable: Trainable) -> float:
-    """Return the bytes of optimizer state a trained parameter."""
+    """Return the bytes of optimizer state a trained parameter; transformers keeps that of embeddings in 32 bits."""
     if optim not in EIGHT_BIT:
         return STATE_BYTES.get(optim, 8 / size.hidden_size)
-    small = trainable.num_small / max(1, trainable.num_parameters)
+    in_32_bits = trainable.num_small + (size.embedding_parameters if trainable.backward == "weights" else 0)
+    small = min(1.0, in_32_bits / max(1, trainable.num_parameters))
     return 8 * small + EIGHT_BIT_STATE * (1 - small)
 
 

@@ -74,7 +74,8 @@ def on_processes(global_batch_size: int, profile: Profile, document: Document) -
 def _faults(recipe: Recipe, profile: Profile, document: Document) -> Iterator[Problem]:
     """Yield what the engine cannot run, and what the recipe's method cannot run on it."""
     engine = profile.engine(document)
-    by_method = method_faults(recipe.method, engine.name, profile.activation_checkpointing, engine.offload)
+    checkpointing, precision = profile.activation_checkpointing, profile.precision
+    by_method = method_faults(recipe.method, engine.name, checkpointing, engine.offload, precision)
     by_engine = engine_faults(
         engine,
         target=profile.target,

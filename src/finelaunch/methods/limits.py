@@ -16,7 +16,7 @@ _WHOLE = "use single, ddp, zero1 or zero2"
 
 
 def method_faults(
-    section: "MethodSection", engine: str, activation_checkpointing: bool, offload: str
+    section: "MethodSection", engine: str, activation_checkpointing: bool, offload: str, precision: str = "fp32"
 ) -> Iterator[SettingError]:
     """Yield why a method does not run on an engine, under the keys of the launch profile.
 
@@ -25,6 +25,7 @@ def method_faults(
         engine: Name of the engine.
         activation_checkpointing: Of the profile.
         offload: Of the profile.
+        precision: Of the profile; ``auto`` may be 16 bits.
     """
     name, key = section.name, "accelerate_config"
     if name in ADAPTERS and engine == "fsdp2":
@@ -33,6 +34,11 @@ def method_faults(
     if name == "gradual_unfreezing" and engine in ("zero3", "fsdp2"):
         what = f"gradual_unfreezing prepares the model anew for every stage, and {engine} has cut it by then"
         yield SettingError(key, what, "", _WHOLE)
+    if name == "gradual_unfreezing" and engine in ("zero1", "zero2") and precision not in ("fp32", "tf32"):
+        what = (
+            f"gradual_unfreezing on {engine} in {precision} would round the trained weights to 16 bits at every stage"
+        )
+        yield SettingError("precision", what, "fp32 or tf32", "or use ddp, which keeps them in fp32")
     if name == "feature_extraction" and engine == "fsdp2":
         what = "fsdp2 cuts trained and held weights alike, and gains nothing where next to none are trained"
         yield SettingError(key, what, "", _WHOLE)

@@ -26,7 +26,7 @@ from finelaunch.models.config import (
     read_config,
     refusals,
 )
-from finelaunch.models.fingerprint import content_of, weight_files
+from finelaunch.models.fingerprint import content_of
 from finelaunch.models.quantization import Quantization
 from finelaunch.models.section import ModelSection
 
@@ -235,13 +235,14 @@ def load_model(
         from finelaunch.models.adapters import built_whole, merged_base
 
         source = local_folder(section) or str(section.name_or_path)
+        fingerprint = "" if local_folder(section) is None else _fingerprint(section)
         with hub_faults(section), refusals("model"):
             merged = merged_base(source)
             transformers.set_seed(seed)  # merging an adapter has drawn numbers, too
             with built_whole() if merged is not None else nullcontext():
                 model, info = _read(loader, source, section.revision, config, quantization, merged)
+        fingerprint = fingerprint or _fingerprint(section)  # a hub's is known once it is here
         missing, unused = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
-        fingerprint = _fingerprint(section)
     if model.config.pad_token_id is None:
         # Only now: known before, it would be the embeddings' padding_idx, and a pad token that is EOS would not learn.
         model.config.pad_token_id = tokenizer.pad_token_id
@@ -325,9 +326,7 @@ def _fingerprint(section: ModelSection) -> str:
     folder = local_folder(section)
     if folder is None:
         return f"{section.name_or_path}@{_commit(section)}"
-    if (folder / "adapter_config.json").exists():  # and the base beneath it
-        return content_of(folder)
-    return hash_files(weight_files(folder), folder)
+    return content_of(folder)
 
 
 def _commit(section: ModelSection) -> str | None:

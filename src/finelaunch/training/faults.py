@@ -22,9 +22,6 @@ FULL_MEMORY += ("can't allocate memory", "Cannot allocate memory", "std::bad_all
 UNWRITTEN = ("PytorchStreamWriter failed", "unexpected pos ", "file write failed")
 """What torch says of a file that it could not write to its end; it does not say why."""
 
-LEAST_IN_8_BIT = 4096
-"""Elements of the smallest tensor whose state bitsandbytes keeps in 8 bits."""
-
 _checkpoint_bytes: dict[str, int] = {}
 """What :func:`check_room` found that a checkpoint of a run takes, for the message of a disk that is full later."""
 
@@ -72,7 +69,7 @@ def checkpoint_bytes(model: Any, section: TrainingSection, placement: Placement)
 def _num_states(count: int, shape: tuple[int, ...], optim: str) -> int:
     """Return how many numbers an optimizer keeps of a weight: AdamW two of each, Adafactor two edges of a matrix."""
     if "adamw" in optim:
-        return count // 2 if optim.endswith("8bit") and count >= LEAST_IN_8_BIT else 2 * count
+        return 2 * count  # at most: of those in 8 bits, small tensors and embeddings are kept in 32
     if optim == "adafactor":
         return count if len(shape) < 2 else count // shape[-1] + count // shape[-2]
     return 0

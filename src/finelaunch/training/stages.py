@@ -97,6 +97,7 @@ def part_with(trainer: Any) -> None:
         wrapped.destroy()
     trainer.accelerator.free_memory()
     trainer.model_wrapped = trainer.model
+    trainer.deepspeed = None  # the same engine once more
     trainer.optimizer = trainer.lr_scheduler = None
     trainer.callback_handler.model = trainer.callback_handler.optimizer = trainer.callback_handler.lr_scheduler = None
     del wrapped

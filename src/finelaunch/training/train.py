@@ -216,6 +216,7 @@ def train(
 
     _announce(sampler, placement, steps, chosen)
     _warn_of_filling(sampler, run)
+    _warn_of_paging(section, placement, run)
     try:
         path, reached, done = checkpoint.path if checkpoint else None, step, 0
         for stage in stages:
@@ -329,6 +330,14 @@ def _warn_of_filling(sampler: GlobalBatchSampler, run: RunDirectory) -> None:
         text = f"training.global_batch_size {sampler.global_batch_size} is more than twice the {rows} training rows"
         if run.warn(text):
             warn(f"{text}; the rest of every batch is filled with rows without target")
+
+
+def _warn_of_paging(section: TrainingSection, placement: Placement, run: RunDirectory) -> None:
+    """Say where an optimizer that pages has nowhere to page to; bitsandbytes says it in a warning of Python's."""
+    if section.optim.startswith("paged") and placement.device == "cpu":
+        text = f"training.optim {section.optim}: nothing is paged on a CPU, its state stays in memory"
+        if run.warn(text):
+            warn(text)
 
 
 def _figures(trainer: "Trainer", journal: Any) -> dict[str, Any]:

@@ -4,12 +4,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from finelaunch.engines import Engine
 from finelaunch.errors import FinelaunchError
 from finelaunch.training import verify as module
 from finelaunch.training.placement import Placement
-from finelaunch.training.verify import WHY, asked, differing, verify
+from finelaunch.training.verify import WHY, _bits_by_place, asked, differing, verify
 
 PLACEMENTS = [
     Placement("cpu", "fp32", 8, 1),
@@ -54,3 +55,11 @@ def test_two_ranks_on_one_gpu_are_stopped(monkeypatch: pytest.MonkeyPatch) -> No
 def test_what_another_rank_runs_ends_this_one_too(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FinelaunchError, match=r"asked for fp32 and so on \(rank 1\)"):
         told(monkeypatch, ("", "node1 H200 a"), ("asked for fp32 and so on", "node1 H200 b"))
+
+
+def test_the_same_bits_in_other_places_are_other_weights() -> None:
+    weights = torch.arange(3 * (1 << 20), dtype=torch.float32).reshape(3, -1)
+    other = weights[[1, 0, 2]]
+    assert _bits_by_place(weights) == _bits_by_place(weights.clone())
+    assert _bits_by_place(weights) != _bits_by_place(other)
+    assert _bits_by_place(weights.to(torch.bfloat16)) != _bits_by_place(other.to(torch.bfloat16))
