@@ -45,7 +45,7 @@ model:
     max_position_embeddings: 256
   tokenizer: {vocab_size: 4000}
 data:
-  train: {path: early.jsonl, max_samples: 3333}
+  train: {path: early.jsonl, max_samples: 1667}
   test: {path: test.jsonl, max_samples: 300}
 training: {global_batch_size: 8, learning_rate: 1e-3, num_train_epochs: 2, warmup_steps: 0.1, logging_steps: 25}
 evaluation: {num_generations: 0}
@@ -57,7 +57,7 @@ MEDQUAD = {
     "qlora": ["method.name=qlora", "method.target_modules=all-linear", "training.learning_rate=3e-3"],
 }
 """Low-rank matrices begin at nothing and learn at ten times the rate of whole weights."""
-MEDQUAD_WORDS = ["data.train.path=late.jsonl", "data.train.max_samples=1334", "training.logging_steps=10"]
+MEDQUAD_WORDS = ["data.train.path=late.jsonl", "data.train.max_samples=667", "training.logging_steps=10"]
 
 LLAMA = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 6, "num_attention_heads": 12}
 LLAMA |= {"num_key_value_heads": 12, "vocab_size": 512}

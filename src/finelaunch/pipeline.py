@@ -13,6 +13,7 @@ from finelaunch.errors import FinelaunchError, Interrupted, LostPeer, Stopped
 from finelaunch.launch.job import Job
 from finelaunch.launch.place import place
 from finelaunch.launch.runs import refuse_another_job, refuse_changed_base, refuse_changed_data
+from finelaunch.methods.limits import scratch_note
 from finelaunch.recipe.load import flatten
 from finelaunch.recipe.schema import Recipe
 from finelaunch.reporting.card import model_card
@@ -233,6 +234,8 @@ def _train(
         known = run.read_manifest().get("fingerprints", [])
         run.note(fingerprints=list(dict.fromkeys([*known, identity.fingerprint])))
     run.note(model=built.facts(), method=recipe.method.model_dump(mode="json"))
+    if (text := scratch_note(recipe.method, recipe.model)) and run.warn(text):
+        log.warn(text)
     evaluator = Evaluator(
         task, prepared.tokenizer, prepared.facts, placement.per_device_eval_batch_size, placement.precision, ranks
     )
@@ -304,18 +307,9 @@ def _results(
     validation = last["measured"]
     threshold = validation.metrics.get("threshold")
     if run.writes:
-        values = recipe.task.model_dump(mode="json")
-        save_model(
-            run,
-            trained.model,
-            trained.weights,
-            prepared.tokenizer,
-            values,
-            prepared.facts,
-            base,
-            threshold,
-            recipe.method.model_dump(mode="json"),
-        )
+        values, method = recipe.task.model_dump(mode="json"), recipe.method.model_dump(mode="json")
+        stated = (values, prepared.facts, base, threshold, method)
+        save_model(run, trained.model, trained.weights, prepared.tokenizer, *stated)
     measured = validation
     if "test" in prepared.splits:
         measured = measure_split(evaluator, tuned, prepared, "test", threshold)

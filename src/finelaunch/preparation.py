@@ -40,7 +40,7 @@ from finelaunch.tasks.base import Example, TaskData
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ENCODING_VERSION = 1
+ENCODING_VERSION = 2
 """Raised whenever the same rows are encoded otherwise than before."""
 
 
@@ -204,10 +204,11 @@ def _held_out(
     examples: Sequence[Example], data: DataSection, task: TaskData, document: Document
 ) -> tuple[list[Example], list[Example]]:
     groups, strata = [], []
+    positions = {source.name: index for index, source in enumerate(split_sources(data, "train"))}
     for example in examples:
         group, stratum = task.group(example)
         groups.append(group)
-        strata.append(f"{example['source']}/{stratum}" if "source" in example else stratum)
+        strata.append(f"{positions[example['source']]}/{stratum}" if "source" in example else stratum)
     try:
         stay, out = hold_out(groups, strata, data.validation_fraction, data.seed)
     except ValueError:
@@ -254,16 +255,16 @@ def prepare(
             texts = (text for example in read.examples["train"] for text in _texts(example))
             train_tokenizer(texts, model, folder / "tokenizer")
         tokenizer = load_tokenizer(model, folder / "tokenizer" if model.tokenizer else None)
-        split_prints = _split_fingerprints(data, prints)
-        for name, examples in read.examples.items():
-            encoded = task.encode(examples, tokenizer)
-            read.report[name]["notes"].extend(encoded.notes)
-            read.report[name] |= {"fingerprint": split_prints.get(name), **_lengths(encoded.features, read.facts)}
-            write_table(encoded.features.table, folder / f"{name}.features.arrow")
-            write_table(pa.Table.from_pylist(examples), folder / f"{name}.examples.arrow")
         for source in given_sources(data):
             if source.name is not None:
                 read.report[source.split]["sources"][source.name]["fingerprint"] = prints[source.key]
+        for name, examples in read.examples.items():
+            encoded = task.encode(examples, tokenizer)
+            read.report[name]["notes"].extend(encoded.notes)
+            read.report[name] |= {"fingerprint": _rows_fingerprint(data, name, read.report[name], prints)}
+            read.report[name] |= _lengths(encoded.features, read.facts)
+            write_table(encoded.features.table, folder / f"{name}.features.arrow")
+            write_table(pa.Table.from_pylist(examples), folder / f"{name}.examples.arrow")
         write_json(
             folder / "report.json", {"splits": read.report, "facts": read.facts, "warnings": _warnings(read.report)}
         )
@@ -310,16 +311,21 @@ def _fingerprints(data: DataSection, document: Document) -> dict[str, str]:
     }
 
 
-def _split_fingerprints(data: DataSection, prints: Mapping[str, str]) -> dict[str, str]:
-    """Return the hash of the files of each split: of one source its own, of a list one over those of its sources."""
-    found = {}
-    for name in SPLITS:
-        sources = split_sources(data, name)
-        if len(sources) == 1 and sources[0].name is None:
-            found[name] = prints[sources[0].key]
-        elif sources:
-            found[name] = content_key({"sources": [prints[source.key] for source in sources]})
-    return found
+def _rows_fingerprint(data: DataSection, name: str, report: Mapping[str, Any], prints: Mapping[str, str]) -> str | None:
+    """Return what tells the rows of a split from others: the hash of its files; None of one that was held out.
+
+    Of a list of sources it covers their order, what each is called, its weight, and how many rows it gives, too: names
+    and numbers need not stand in a recipe.
+    """
+    sources = split_sources(data, name)
+    if not sources:
+        return None
+    if sources[0].name is None:
+        return prints[sources[0].key]
+    parts = [(source, report["sources"][source.name]) for source in sources]
+    return content_key(
+        {"sources": [[prints[one.key], one.name, one.weight, about["num_taken"]] for one, about in parts]}
+    )
 
 
 def _key(data: DataSection, model: ModelSection, task_values: Mapping[str, Any], prints: Mapping[str, str]) -> str:
@@ -331,7 +337,7 @@ def _key(data: DataSection, model: ModelSection, task_values: Mapping[str, Any],
         "data": data.model_dump(),
         "task": dict(task_values),
         "tokenizer": tokenizer_hash(model),
-        "files": _split_fingerprints(data, prints),
+        "files": dict(prints),
     }
     return content_key(parts)
 

@@ -36,7 +36,7 @@ FILES = [
 RECIPES = ("imdb/smoke", "squad_v2/smoke", "domain_assistant/smoke")
 ROW_KEYS = {
     "imdb/smoke": {"id", "prediction", "scores", "reference"},
-    "squad_v2/smoke": {"id", "prediction", "best_span", "no_answer_score", "reference"},
+    "squad_v2/smoke": {"id", "prediction", "best_span", "no_answer_score", "reference", "group"},
     "domain_assistant/smoke": {"id", "prediction", "prompt", "reference", "loss", "num_target_tokens"},
 }
 FIGURES = {

@@ -207,3 +207,24 @@ def test_the_same_rows_are_drawn_each_time_and_others_with_another_seed(source: 
     assert ids(0) == ids(0)
     assert ids(0) != ids(1)
     assert len(ids(0)) == len(ids(1)) == 120
+
+
+def test_a_file_of_another_name_gives_the_same_rows_and_is_another_training(source: Any) -> None:
+    def prepared(*names: str, weights: tuple[float, float] = (1, 4)) -> Prepared:
+        words, both = ("one", "two"), zip(names, weights, strict=True)
+        train = [source(name, texts(word, 60), weight=weight) for word, (name, weight) in zip(words, both, strict=True)]
+        return run(train=train, test=[source("t", texts("t", 4)), source("u", texts("u", 4))])
+
+    first, renamed, longer = prepared("a", "b"), prepared("z", "y"), prepared("a", "b", weights=(1, 5))
+    for split in PLACE:
+        found, other = ([example["text"] for example in one.splits[split].examples] for one in (first, renamed))
+        assert found == other
+    assert renamed.splits["train"].examples[0]["id"].startswith("z/")
+    prints = [one.report["splits"]["train"]["fingerprint"] for one in (first, renamed, longer)]
+    assert len(set(prints)) == 3
+    tests = [one.report["splits"]["test"]["fingerprint"] for one in (first, renamed, longer)]
+    assert len(set(tests)) == 1
+    sources = [one.report["splits"]["train"]["sources"] for one in (first, renamed)]
+    assert [about["fingerprint"] for about in sources[0].values()] == [
+        about["fingerprint"] for about in sources[1].values()
+    ]

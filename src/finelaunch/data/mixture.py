@@ -39,20 +39,21 @@ def apportion(total: int, weights: Sequence[float]) -> list[int]:
     return counts
 
 
-def rows_taken(num_rows: int, num_taken: int, seed: int, name: str) -> list[int]:
+def rows_taken(num_rows: int, num_taken: int, seed: int, position: int) -> list[int]:
     """Return the rows of a source that an epoch has: every row as often as it fits, and the rest drawn.
 
     Args:
         num_rows: Rows of the source, at least 1.
         num_taken: Rows to take.
         seed: ``data.seed``.
-        name: The source's name, so that equal sources are drawn from differently.
+        position: Of the source in its list, so that equal sources are drawn from differently. Not its name, which may
+            follow from a path: the same rows are drawn wherever a file lies.
 
     Returns:
         Whole passes one after the other, then rows drawn without replacement; each ascending.
     """
     num_passes, num_further = divmod(num_taken, num_rows)
-    further = sorted(shuffled(num_rows, "mix", seed, name)[:num_further].tolist())
+    further = sorted(shuffled(num_rows, "mix", seed, position)[:num_further].tolist())
     return [*range(num_rows)] * num_passes + further
 
 
@@ -187,9 +188,9 @@ def mixed_examples(
     mixed: list[Row] = []
     whole = sum(weight for _, weight in weighted)
     counts = apportion(len(examples), [weight for _, weight in weighted])
-    for (source, weight), num_taken in zip(weighted, counts, strict=True):
+    for position, ((source, weight), num_taken) in enumerate(zip(weighted, counts, strict=True)):
         rows = rows_of[source.name]
-        mixed += [rows[index] for index in rows_taken(len(rows), num_taken, seed, str(source.name))]
+        mixed += [rows[index] for index in rows_taken(len(rows), num_taken, seed, position)]
         report["sources"][source.name] |= {"weight": weight, "share": weight / whole, "num_taken": num_taken}
         of_all = f"{num_taken:,} of the {len(examples):,} rows of an epoch (weight {weight:g})"
         report["notes"].append(f"{source.name}: {of_all}; {seen_text(len(rows), num_taken)}")

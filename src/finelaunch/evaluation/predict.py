@@ -131,7 +131,7 @@ def _answers(
         evaluator = finished.evaluator(placement.per_device_eval_batch_size, placement.precision)
         features = finished.task.encode(examples, finished.tokenizer).features
         measured = evaluator.measure(model, list(examples), features, finished.threshold)
-        hidden = ("id", "reference")
+        hidden = ("id", "reference", "group")
         rows = [{key: row[key] for key in row if key not in hidden} for row in measured.predictions]
     return [
         {"id": str(given.get("id", number)), **row}

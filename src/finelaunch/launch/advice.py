@@ -46,7 +46,7 @@ def advice(
     method = method or FullSection()
 
     def runs(engine: str, activation_checkpointing: bool = False, offload: str = "none") -> bool:
-        return not any(method_faults(method, engine, activation_checkpointing, offload))
+        return not any(method_faults(method, engine, activation_checkpointing, offload, precision))
 
     def memory(**changes: Any) -> Memory:
         settings: dict[str, Any] = {"engine": engine, "per_device_batch_size": per_device_batch_size}

@@ -4,17 +4,25 @@ What hangs on the model's shape is checked where its config is at hand; otherwis
 loaded, in the same words.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from finelaunch.errors import BadInput, Problem
 from finelaunch.launch.estimate import EIGHT_BIT, PAGED
+from finelaunch.methods.adapted import refuse_initialisation
 from finelaunch.methods.feature_extraction import NO_HEAD, NO_HEAD_REMEDY, FeatureExtractionSection
-from finelaunch.methods.gradual_unfreezing import GradualUnfreezingSection, too_many_stages
+from finelaunch.methods.gradual_unfreezing import (
+    GradualUnfreezingSection,
+    num_stages_of,
+    too_few_steps,
+    too_many_stages,
+)
 from finelaunch.methods.limits import ADAPTERS
+from finelaunch.methods.lora import LowRankSection
 from finelaunch.methods.prompts import ONLY_CAUSAL, PrefixTuningSection, PromptTuningSection
-from finelaunch.methods.trainable import trainable_of
+from finelaunch.methods.trainable import Trainable, trainable_of
 from finelaunch.models.config import POSITIONS_AFTER_PADDING
+from finelaunch.models.layout import Layout, model_layout
 from finelaunch.models.quantization import require
 from finelaunch.models.shape import Shape, model_shape
 from finelaunch.recipe.schema import Recipe
@@ -35,8 +43,33 @@ def check_fit(recipe: Recipe, document: Document) -> None:
     shape = model_shape(recipe.model, recipe.task.name)
     if not problems and not isinstance(shape, str):
         problems += _shape_problems(recipe, shape)
+    if not problems and recipe.training.max_steps > 0:
+        problems += _step_problems(recipe, recipe.training.max_steps)
+    _refuse(problems, document)
+
+
+def check_steps(recipe: Recipe, document: Document, num_steps: int) -> None:
+    """Refuse a training of ``num_steps`` optimizer steps that is too short for the method's stages.
+
+    Raises:
+        BadInput: It is.
+    """
+    _refuse(list(_step_problems(recipe, num_steps)), document)
+
+
+def _refuse(problems: Sequence[Problem], document: Document) -> None:
     if problems:
         raise BadInput(replace(one, origin=document.origin(tuple(one.key.split(".")))) for one in problems)
+
+
+def _step_problems(recipe: Recipe, num_steps: int) -> Iterator[Problem]:
+    method, shape = recipe.method, model_shape(recipe.model, recipe.task.name)
+    if not isinstance(method, GradualUnfreezingSection) or (isinstance(shape, str) and method.num_stages is None):
+        return
+    number = method.num_stages if isinstance(shape, str) else num_stages_of(method, shape["num_hidden_layers"] + 2)
+    assert number is not None
+    if num_steps < number:
+        yield too_few_steps(number, num_steps)
 
 
 def check_packages(recipe: Recipe) -> None:
@@ -69,7 +102,15 @@ def _shape_problems(recipe: Recipe, shape: Shape) -> Iterator[Problem]:
         yield too_many_stages(method.num_stages, ["head", *layers, "embeddings"])
     if isinstance(method, PromptTuningSection | PrefixTuningSection):
         yield from _positions(recipe, shape, method.num_virtual_tokens)
-    yield from _problems_of(lambda: trainable_of(recipe.model, recipe.task.name, 2, method))
+    yield from _problems_of(lambda: _refuse_adapter(recipe))
+
+
+def _refuse_adapter(recipe: Recipe) -> None:
+    method, trainable = recipe.method, trainable_of(recipe.model, recipe.task.name, 2, recipe.method)
+    layout = model_layout(recipe.model, recipe.task.name, 2)
+    if isinstance(method, LowRankSection) and isinstance(trainable, Trainable) and isinstance(layout, Layout):
+        conv1d = {module.name for module in layout.linears if module.kind == "conv1d"}
+        refuse_initialisation(method, layout.model_type, any(name in conv1d for name, *_ in trainable.adapted))
 
 
 def _positions(recipe: Recipe, shape: Shape, num_virtual_tokens: int) -> Iterator[Problem]:

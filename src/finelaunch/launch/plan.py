@@ -17,9 +17,11 @@ from finelaunch.data.sources import HUB_PREFIX
 from finelaunch.errors import FinelaunchError
 from finelaunch.launch import sbatch
 from finelaunch.launch.cluster import Cluster
+from finelaunch.launch.fit import check_steps
 from finelaunch.launch.needs import LATER, needs_of
 from finelaunch.launch.place import check_place, place
 from finelaunch.launch.profile import Profile
+from finelaunch.methods.limits import scratch_note
 from finelaunch.preparation import cached_report
 from finelaunch.recipe.schema import Recipe
 from finelaunch.section.document import Document
@@ -158,6 +160,10 @@ def make_plan(
     engine = placement.engine if placement else profile.engine(profile_document)
     start = _start(recipe_name, words, profile_name, profile, options, site)
     report = _report(recipe, document)
+    steps = _steps(recipe, report)
+    if steps["total"] is not None:
+        check_steps(recipe, document, steps["total"])
+    held = scratch_note(recipe.method, recipe.model)
     needs = needs_of(recipe, profile, engine, placement, _num_labels(recipe, report))
     return LaunchPlan(
         recipe=recipe_name,
@@ -179,11 +185,11 @@ def make_plan(
         environment=start.environment,
         by_hand=start.by_hand,
         batch=_batch(recipe, profile, placement),
-        steps=_steps(recipe, report),
+        steps=steps,
         method=needs.method,
         memory=needs.memory,
         traffic=needs.traffic,
-        advice=needs.advice,
+        advice=(*([held] if held else []), *needs.advice),
         sbatch=start.sbatch,
     )
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 SHOWN_NAMES = 12
 """Names that an answer lists at most."""
+FEWER = "save fewer modules whole, or use full"
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ def adapted_layers(
         head: The names of the modules that belong to the task.
 
     Raises:
-        BadInput: A name matches no module, or the rank is larger than an adapted layer.
+        BadInput: A name matches no module, no layer is left beside the modules that are saved whole, or the rank is
+            larger than an adapted layer.
     """
     saved = list(dict.fromkeys([*head, *section.modules_to_save]))
     refuse_unknown(modules, section.modules_to_save, "method.modules_to_save", "the model")
@@ -60,13 +62,32 @@ def adapted_layers(
     if targets == "default":
         targets = default_targets(model_type)
     if targets != ALL_LINEAR:
+        _refuse_saved(section.modules_to_save, targets, linear, free)
         refuse_unknown(free, targets, "method.target_modules", "the layers that take low-rank matrices")
     layers = {name: shape for name, shape in free.items() if targets == ALL_LINEAR or matches(name, targets)}
+    if not layers:
+        _refuse_nothing_left(section.modules_to_save)
     name, shape = min(layers.items(), key=lambda one: min(one[1]))
     if section.rank > min(shape):
         what = f"{section.rank} is larger than {name}, which is {shape[0]} to {shape[1]}"
         raise BadInput(Problem("recipe", "method.rank", what, f"at most {min(shape)}"))
     return Adapted(targets, saved, layers)
+
+
+def refuse_initialisation(section: "LowRankSection", model_type: str, has_conv1d: bool) -> None:
+    """Refuse a beginning of the matrices that the adapted layers do not have.
+
+    Args:
+        section: The method.
+        model_type: The architecture, by transformers' name.
+        has_conv1d: Whether one of the adapted layers is GPT-2's, whose weight lies the other way round.
+
+    Raises:
+        BadInput: peft fails at taking such a layer apart.
+    """
+    if section.init_lora_weights == "olora" and has_conv1d:
+        what = f"peft cannot take the layers of {model_type} apart by olora"
+        raise BadInput(Problem("recipe", "method.init_lora_weights", what, "default, gaussian, orthogonal or pissa"))
 
 
 def matches(name: str, targets: Iterable[str]) -> bool:
@@ -77,6 +98,31 @@ def matches(name: str, targets: Iterable[str]) -> bool:
 def is_in(name: str, modules: Iterable[str]) -> bool:
     """Return whether the module ``name`` is one of ``modules``, by its full name or its ending, or lies in one."""
     return any(name == one or f".{one}." in f".{name}." for one in modules)
+
+
+def _refuse_saved(
+    modules_to_save: Sequence[str], targets: Iterable[str], linear: Collection[str], free: Collection[str]
+) -> None:
+    """Refuse targets all of whose layers lie in modules that the recipe has saved whole."""
+    problems = []
+    for target in targets:
+        meant = [name for name in linear if matches(name, [target])]
+        around = [one for one in modules_to_save if any(is_in(name, [one]) for name in meant)]
+        if around and not any(name in free for name in meant):
+            what = f"{target!r} lies in modules_to_save [{', '.join(around)}], which is trained whole"
+            problems.append(Problem("recipe", "method.modules_to_save", what, "", FEWER))
+    if problems:
+        raise BadInput(problems)
+
+
+def _refuse_nothing_left(modules_to_save: Sequence[str]) -> None:
+    if modules_to_save:
+        what = (
+            f"every layer that takes low-rank matrices lies in [{', '.join(modules_to_save)}], which is trained whole"
+        )
+        raise BadInput(Problem("recipe", "method.modules_to_save", what, "", FEWER))
+    what = "the model has no layer outside of its head that takes low-rank matrices"
+    raise BadInput(Problem("recipe", "method.target_modules", what, "", "use full"))
 
 
 def refuse_unknown(known: Collection[str], given: Iterable[str], key: str, of_what: str) -> None:

@@ -51,10 +51,9 @@ class GradualUnfreezing(AtOnce):
 
     def stages(self, model: Any, num_steps: int) -> Sequence[Stage]:
         """Return the stages, the first of which trains the head and the last one everything."""
-        number = self.section.num_stages or min(DEFAULT_STAGES, len(self._parts))
+        number = num_stages_of(self.section, len(self._parts))
         if num_steps < number:
-            what = f"{number} stages need at least {number} steps, and there are {num_steps}"
-            raise BadInput(Problem("recipe", "method.num_stages", what, "", "train longer, or lower it"))
+            raise BadInput(too_few_steps(number, num_steps))
         decay = self.section.learning_rate_decay
         rates = {name: decay**depth for depth, part in enumerate(self._parts) for name in part.parameters}
         stages = []
@@ -71,6 +70,17 @@ def num_trained_parts(num_parts: int, num_stages: int) -> list[int]:
     if num_stages == 1:
         return [num_parts]
     return [1 + round(stage * (num_parts - 1) / (num_stages - 1)) for stage in range(num_stages)]
+
+
+def num_stages_of(section: GradualUnfreezingSection, num_parts: int) -> int:
+    """Return how many stages ``section`` makes of a model of ``num_parts`` parts."""
+    return section.num_stages or min(DEFAULT_STAGES, num_parts)
+
+
+def too_few_steps(number: int, num_steps: int) -> Problem:
+    """Return the problem of fewer optimizer steps than stages."""
+    what = f"{number} stages need at least {number} steps, and there are {num_steps}"
+    return Problem("recipe", "method.num_stages", what, "", "train longer, or lower it")
 
 
 def too_many_stages(number: int, parts: Sequence[str]) -> Problem:

@@ -7,6 +7,7 @@ from finelaunch.section.base import SettingError
 
 if TYPE_CHECKING:
     from finelaunch.methods import MethodSection
+    from finelaunch.models.section import ModelSection
 
 ADAPTERS = ("lora", "qlora", "prompt_tuning", "prefix_tuning")
 """Methods whose result is an adapter on a base."""
@@ -55,3 +56,13 @@ def method_faults(
     if name == "feature_extraction" and activation_checkpointing:
         what = "has no effect: feature_extraction keeps no activations of the model that it holds"
         yield SettingError("activation_checkpointing", what, "", "leave it out")
+
+
+def scratch_note(method: "MethodSection", model: "ModelSection") -> str | None:
+    """Return what is to be said of a method that holds a base of random weights; None where it does not."""
+    if model.init != "scratch" or method.name not in ("feature_extraction", *ADAPTERS):
+        return None
+    return (
+        f"method {method.name} holds a base whose weights are drawn (model.init: scratch): nothing was learned that "
+        "could be held; start from a pretrained model"
+    )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from finelaunch.errors import BadInput, Problem
-from finelaunch.methods.adapted import adapted_layers, is_in
+from finelaunch.methods.adapted import adapted_layers, is_in, refuse_initialisation
 from finelaunch.methods.base import AtOnce
 from finelaunch.methods.parts import head_modules
 from finelaunch.methods.targets import ALL_LINEAR
@@ -135,11 +135,7 @@ class LowRank(AtOnce):
             section, loaded.model.config.model_type, linear_layers(loaded), modules, head_modules(loaded)
         )
         init, is_conv = section.init_lora_weights, any(isinstance(modules[name], Conv1D) for name in where.layers)
-        if init == "olora" and is_conv:
-            what = f"peft cannot take the layers of {loaded.model.config.model_type} apart by olora"
-            raise BadInput(
-                Problem("recipe", "method.init_lora_weights", what, "default, gaussian, orthogonal or pissa")
-            )
+        refuse_initialisation(section, loaded.model.config.model_type, is_conv)
         return LoraConfig(
             task_type=TASK_TYPES[loaded.auto_class],
             r=section.rank,

@@ -4,7 +4,7 @@ They speak of the rows that were drawn for the test, not of another seed of the 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -59,6 +59,33 @@ def bootstrap_interval(sums: ArrayLike, weights: ArrayLike, draws: int = DRAWS, 
     """
     values, counts = _rows(sums, weights)
     return _percentiles(len(values), lambda rows: values[rows].sum() / counts[rows].sum(), draws, seed)
+
+
+def by_group(sums: ArrayLike, weights: ArrayLike, groups: Sequence[Hashable]) -> tuple[ArrayLike, ArrayLike]:
+    """Return sums and weights of whole groups of rows, so that what is drawn of them is drawn group by group.
+
+    Rows of one group, such as questions on one passage, are easy or hard together: drawn one by one as if each were a
+    sample of its own, they make an interval too narrow.
+
+    Args:
+        sums: float [rows], as for :func:`bootstrap_interval`.
+        weights: float [rows].
+        groups: What each row belongs to.
+
+    Returns:
+        ``sums`` and ``weights`` as float [groups].
+
+    Raises:
+        ValueError: As for :func:`bootstrap_interval`, or a different number of groups than rows.
+
+    Source: Davison and Hinkley, "Bootstrap Methods and their Application" (1997), section 3.8.
+    """
+    values, counts = _rows(sums, weights)
+    if len(groups) != len(values):
+        raise ValueError(f"expected a group for each of {len(values)} rows, got {len(groups)}")
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    places = [numbers[group] for group in groups]
+    return np.bincount(places, weights=values), np.bincount(places, weights=counts)
 
 
 def paired_difference(

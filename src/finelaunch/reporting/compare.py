@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from finelaunch.errors import BadInput, Problem
-from finelaunch.metrics.intervals import Interval, bootstrap_interval, paired_difference, wilson_interval
-from finelaunch.metrics.squad import exact_score, f1_score, normalize_answer
 from finelaunch.recipe.load import flatten
+from finelaunch.reporting.compare_rows import MeasuredRows, differences, read_rows
 from finelaunch.run.directory import RunDirectory
 from finelaunch.run.files import read_lines, size_of
 
@@ -26,8 +24,6 @@ FIGURES = {
     "causal_lm": ("loss", "perplexity"),
 }
 """The quality figures that are compared, by task, the main ones first."""
-MAIN = {"text_classification": ("accuracy",), "question_answering": ("exact_match", "f1"), "causal_lm": ("loss",)}
-"""Those of them that have an interval, by task."""
 COSTS = (
     "loss",
     "steps",
@@ -39,14 +35,9 @@ COSTS = (
 )
 """The keys of ``train`` in a ``metrics.json``."""
 
-_AGREES = 1e-4
-"""How far a figure from the predictions may be from the one in metrics.json, relative: predictions are rounded."""
 _SHORT = {"quantization_type": "{}", "rank": "rank {}", "alpha": "alpha {:g}", "num_stages": "{} stages"}
 _SHORT |= {"num_virtual_tokens": "{} tokens"}
 _SWITCHES = {"use_dora": "DoRA", "use_rslora": "rank-stabilised"}
-
-Rows = tuple[NDArray[np.float64], NDArray[np.float64]]
-"""Sums and weights of a figure, row by row: the figure is the one sum over the other."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +49,14 @@ class Compared:
         facts: Everything of it that is shown, for JSON.
         settings: What should be equal for its figures to be those of its method, by name, in words.
         test: What the test rows are; figures of runs with another value were measured on other rows.
-        rows: Figures by row of data.test, as far as its predictions give them.
+        rows: Of data.test, with the figures that its predictions give.
     """
 
     name: str
     facts: dict[str, Any]
     settings: dict[str, str]
     test: Any
-    rows: dict[str, Rows] = field(default_factory=dict)
+    rows: MeasuredRows = field(default_factory=MeasuredRows)
 
 
 @dataclass(frozen=True)
@@ -171,7 +162,8 @@ def _read(
     if starts > 1:
         notes.append(f"{name} was started {starts} times: its seconds and memory are those of its last start")
     tuned, base, parameters = metrics["eval"], metrics["base"], manifest["parameters"]
-    rows = {} if tuned is None else _figure_rows(task, run, tuned, name, notes)
+    rows, lacking = (MeasuredRows(), []) if tuned is None else read_rows(task, run.predictions, tuned)
+    notes += [f"{name} {what}" for what in lacking]
     if tuned is None:
         notes.append(f"{name} has no data.test, so nothing says how good it is on rows that it was not chosen by")
     data = {split: dict(facts) for split, facts in manifest["data"].items()}
@@ -187,13 +179,13 @@ def _read(
         "num_test_examples": int(data["test"]["num_examples"]) if "test" in data else None,
         "eval": _numbers(tuned, FIGURES[task]),
         "base": _numbers(base, FIGURES[task]),
-        "intervals": {key: _interval(key, own) for key, own in rows.items()},
+        "intervals": rows.intervals(),
         "train": _numbers(metrics["train"], COSTS),
         "train_seconds": float(metrics["seconds"]["train"]),
         "checkpoint_bytes": max(saved, default=None),
         "delivered_bytes": size_of(run.model),
     }
-    if task == "causal_lm" and rows:
+    if "loss" in facts["intervals"]:
         facts["intervals"]["perplexity"] = tuple(map(float, np.exp(facts["intervals"]["loss"])))
     if missing := [key for key in COSTS if key not in metrics["train"]]:
         notes.append(f"{name} was trained by an older version, which did not write down {', '.join(missing)}")
@@ -288,59 +280,6 @@ def _test_in_words(test: Any) -> str:
     return f"{count:,} ({fingerprint}{f', drawn by data.seed {drawn}' if drawn is not None else ''})"
 
 
-def _figure_rows(
-    task: str, run: RunDirectory, tuned: Mapping[str, Any], name: str, notes: list[str]
-) -> dict[str, Rows]:
-    """Return the main figures row by row, those that come to what ``metrics.json`` says."""
-    try:
-        found = _ROWS[task](read_lines(run.predictions))
-    except (LookupError, TypeError, AttributeError, ValueError):
-        found = {}
-    rows = {
-        key: own
-        for key, own in found.items()
-        if len(own[0]) and np.isclose(own[0].sum() / own[1].sum(), tuned[key], rtol=_AGREES, atol=1e-9)
-    }
-    if missing := [key for key in MAIN[task] if key not in rows]:
-        what = f"{run.predictions} is missing, damaged or does not come to what metrics.json says"
-        notes.append(f"{name} has no interval of {' and '.join(missing)}: {what}")
-    return rows
-
-
-def _classification_rows(predictions: Sequence[Mapping[str, Any]]) -> dict[str, Rows]:
-    right = np.array([float(row["prediction"] == row["reference"]) for row in predictions])
-    return {"accuracy": (right, np.ones_like(right))}
-
-
-def _answer_rows(predictions: Sequence[Mapping[str, Any]]) -> dict[str, Rows]:
-    exact, f1 = [], []
-    for row in predictions:
-        golds = [gold for gold in row["reference"] if normalize_answer(gold)] or [""]
-        exact.append(100 * max(exact_score(gold, row["prediction"]) for gold in golds))
-        f1.append(100 * max(f1_score(gold, row["prediction"]) for gold in golds))
-    ones = np.ones(len(exact))
-    return {"exact_match": (np.array(exact), ones), "f1": (np.array(f1), ones)}
-
-
-def _token_rows(predictions: Sequence[Mapping[str, Any]]) -> dict[str, Rows]:
-    counts = np.array([float(row["num_target_tokens"]) for row in predictions])
-    losses = np.array([float(row["loss"]) for row in predictions])
-    return {"loss": (losses * counts, counts)}
-
-
-_ROWS = {"text_classification": _classification_rows, "question_answering": _answer_rows, "causal_lm": _token_rows}
-
-
-def _interval(figure: str, rows: Rows) -> Interval:
-    """Return the interval of a figure: Wilson's for shares of right answers, by bootstrap for means."""
-    sums, weights = rows
-    if figure not in ("accuracy", "exact_match"):
-        return bootstrap_interval(sums, weights)
-    unit = 100.0 if figure == "exact_match" else 1.0
-    low, high = wilson_interval(round(sums.sum() / unit), len(weights))
-    return unit * low, unit * high
-
-
 def _add_differences(runs: Sequence[Compared], notes: list[str]) -> None:
     """Add to each run what it is better or worse by than the first one, with its interval, on the same test rows."""
     first = runs[0]
@@ -348,13 +287,6 @@ def _add_differences(runs: Sequence[Compared], notes: list[str]) -> None:
         run.facts["difference"] = {}
         if run.test != first.test:
             continue
-        for key in set(first.rows) & set(run.rows):
-            if len(first.rows[key][0]) != len(run.rows[key][0]):
-                notes.append(f"{run.name} and {first.name} have predictions of a different number of rows")
-                continue
-            if key == "loss" and not np.array_equal(first.rows[key][1], run.rows[key][1]):
-                what = "cut the test rows into other tokens, so their losses per token are not of one unit"
-                notes.append(f"{run.name} and {first.name} {what}")
-                continue
-            value, interval = paired_difference(first.rows[key], run.rows[key])
-            run.facts["difference"][key] = {"to": first.name, "value": value, "interval": interval}
+        found, why = differences(first.rows, run.rows)
+        run.facts["difference"] = {key: {"to": first.name, **about} for key, about in found.items()}
+        notes += [f"{run.name} and {first.name} {one}" for one in why]

@@ -11,6 +11,13 @@ from finelaunch.reporting.figures import figure_text
 _DASH = "-"
 _GAP = "  "
 _INTERVAL = "95 %"
+_DRAWN = {
+    "text_classification": "Wilson's interval for accuracy, of rows that count as independent; of a difference 1,000 "
+    "bootstrap draws of the test rows",
+    "question_answering": "1,000 bootstrap draws of the test passages, each with all its questions",
+    "causal_lm": "1,000 bootstrap draws of the test rows, which count as independent",
+}
+"""What intervals come from, by task."""
 _CONDITIONS = ("engine", "precision", "learning rate", "training examples", "steps")
 
 Line = tuple[str, list[str]]
@@ -77,8 +84,8 @@ def _blocks(widths: Sequence[int], room: int) -> list[list[int]]:
 
 def _notes(comparison: Comparison) -> list[str]:
     has_intervals = any(run.facts["intervals"] for run in comparison.runs)
-    about = "95 %: Wilson's interval for accuracy and exact match, else 1,000 bootstrap draws of the test rows"
-    return [f"{about}; another seed of the training may differ by more"] * has_intervals + list(comparison.notes)
+    about = f"95 %: {_DRAWN[comparison.task]}; another seed of the training may differ by more"
+    return [about] * has_intervals + list(comparison.notes)
 
 
 def _lines(comparison: Comparison) -> list[Line]:

@@ -5,6 +5,7 @@ window towards "no answer", position 0. The padded positions are masked out of t
 would otherwise stand in the softmax and a row's loss would depend on the longest row beside it.
 """
 
+import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -253,6 +254,8 @@ class QuestionAnswering:
     ) -> Measured:
         """Return the SQuAD 2.0 metrics; predictions with ``no_answer_score`` = null score - best span's score.
 
+        ``group`` of a prediction is the same for all questions on one passage.
+
         Without a ``threshold`` the one with the best F1 on these very examples is chosen.
         """
         merged = merge_features(features.column("example"), results["score"], results["null_score"], len(examples))
@@ -270,6 +273,7 @@ class QuestionAnswering:
                 "best_span": texts[example["id"]],
                 "no_answer_score": round(scores[example["id"]], 6),
                 "reference": example["answers"]["text"],
+                "group": hashlib.sha256(example["context"].encode(errors="surrogatepass")).hexdigest()[:12],
             }
             for example in examples
         ]

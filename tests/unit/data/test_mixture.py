@@ -36,16 +36,16 @@ def test_the_largest_remainder_gets_the_row_that_is_left_and_of_equal_ones_the_f
 
 @given(st.integers(1, 300), st.integers(0, 1000), st.integers(0, 5))
 def test_rows_are_repeated_evenly_and_none_is_repeated_before_all_are_seen(rows: int, taken: int, seed: int) -> None:
-    found = rows_taken(rows, taken, seed, "a")
+    found = rows_taken(rows, taken, seed, 0)
     times = Counter(found)
     assert len(found) == taken
     assert set(times) <= set(range(rows))
     assert max((times[row] for row in range(rows)), default=0) - min(times[row] for row in range(rows)) <= 1
-    assert found == rows_taken(rows, taken, seed, "a")
+    assert found == rows_taken(rows, taken, seed, 0)
 
 
-def test_seed_and_name_decide_which_rows_are_drawn() -> None:
-    drawn = {tuple(rows_taken(100, 30, seed, name)) for seed in (0, 1) for name in ("a", "b")}
+def test_seed_and_place_in_the_list_decide_which_rows_are_drawn() -> None:
+    drawn = {tuple(rows_taken(100, 30, seed, position)) for seed in (0, 1) for position in (0, 1)}
     assert len(drawn) == 4
 
 

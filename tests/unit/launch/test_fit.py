@@ -4,12 +4,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from golden_plans import planned
 from typer.testing import CliRunner
 
 from finelaunch.cli import app
 from finelaunch.errors import EXIT_BAD_INPUT, BadInput, RequirementMissing
 from finelaunch.launch.check import check
+from finelaunch.preparation import prepare
 from finelaunch.recipe.load import read_overrides
+from finelaunch.tasks import task_for
 
 pytestmark = pytest.mark.usefixtures("bare_machine")
 ASSISTANT, IMDB = "domain_assistant/smoke", "imdb/smoke"
@@ -26,6 +29,18 @@ REFUSED = {
     "intermediate, key, layer, output, pooler, …; did you mean 'pooler'?",
     "imdb/smoke method.name=gradual_unfreezing method.num_stages=5": "command line: method.num_stages: 5 is more than "
     "the 4 parts of the model: head, layer 1, layer 0, embeddings; at most 4, or null",
+    "imdb/smoke method.name=gradual_unfreezing training.max_steps=2": "command line: method.num_stages: 4 stages need "
+    "at least 4 steps, and there are 2; train longer, or lower it",
+    "domain_assistant/smoke method.name=lora method.init_lora_weights=olora": "command line: "
+    "method.init_lora_weights: peft cannot take the layers of gpt2 apart by olora; default, gaussian, orthogonal or "
+    "pissa",
+    "imdb/smoke method.name=lora method.modules_to_save=[bert]": "command line: method.modules_to_save: 'query' lies "
+    "in modules_to_save [bert], which is trained whole; save fewer modules whole, or use full\n"
+    "command line: method.modules_to_save: 'value' lies in modules_to_save [bert], which is trained whole; save fewer "
+    "modules whole, or use full",
+    "imdb/smoke method.name=lora method.target_modules=all-linear method.modules_to_save=[encoder,pooler]": "command "
+    "line: method.modules_to_save: every layer that takes low-rank matrices lies in [encoder, pooler], which is "
+    "trained whole; save fewer modules whole, or use full",
     "domain_assistant/smoke method.name=prefix_tuning method.num_virtual_tokens=65": "command line: "
     "method.num_virtual_tokens: 65 and task.max_length 192 are more than the 256 positions of the model; at most 256 "
     "together; task.max_length=191",
@@ -57,6 +72,10 @@ def test_what_fits_nothing_is_refused_in_a_line(command: str, tmp_path: Path) ->
         "domain_assistant/smoke method.name=lora method.rank=64",
         "domain_assistant/smoke method.name=prefix_tuning method.num_virtual_tokens=64",
         "imdb/smoke method.name=gradual_unfreezing method.num_stages=4",
+        "imdb/smoke method.name=gradual_unfreezing training.max_steps=4",
+        "imdb/smoke method.name=gradual_unfreezing method.num_stages=2 training.max_steps=2",
+        "imdb/smoke method.name=full training.max_steps=1",
+        "imdb/smoke method.name=lora method.modules_to_save=[layer.0]",
         "imdb/smoke method.name=lora method.target_modules=[encoder.layer.1.output.dense]",
         # Its config is not at hand: training says it, once the model is loaded.
         "imdb/distilbert method.name=lora method.target_modules=[nowhere]",
@@ -65,6 +84,33 @@ def test_what_fits_nothing_is_refused_in_a_line(command: str, tmp_path: Path) ->
 def test_what_fits_just_so_is_taken(command: str) -> None:
     recipe, *words = command.split()
     check(recipe, read_overrides(words), "cpu")
+
+
+def test_stages_of_a_model_that_is_not_at_hand_are_counted_where_they_are_stated() -> None:
+    words = ["method.name=gradual_unfreezing", "method.num_stages=3", "training.max_steps=2"]
+    with pytest.raises(BadInput, match="3 stages need at least 3 steps, and there are 2"):
+        check("imdb/distilbert", read_overrides(words), "cpu")
+    check("imdb/distilbert", read_overrides([words[0], words[2]]), "cpu")
+
+
+def test_a_plan_knows_steps_from_the_prepared_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINELAUNCH_CACHE", str(tmp_path / "cache"))
+    words = ["method.name=gradual_unfreezing", "training.num_train_epochs=0.05"]
+    recipe, document = check(IMDB, read_overrides(words), "cpu")
+    assert planned(IMDB, words, "cpu").steps["total"] is None
+    prepare(recipe.data, recipe.model, task_for(recipe.task), recipe.task.model_dump(mode="json"), document)
+    with pytest.raises(BadInput, match=r"method\.num_stages: 4 stages need at least 4 steps, and there are 2"):
+        planned(IMDB, words, "cpu")
+    assert planned(IMDB, [*words, "method.num_stages=2"], "cpu").steps["total"] == 2
+
+
+@pytest.mark.parametrize("name", ["full", "feature_extraction", "gradual_unfreezing", "lora", "qlora"])
+def test_a_plan_says_that_a_base_of_random_weights_is_held(name: str) -> None:
+    said = f"method {name} holds a base whose weights are drawn (model.init: scratch): nothing was learned that could"
+    found = [text for text in planned(IMDB, [f"method.name={name}"], "cpu").advice if text.startswith(said)]
+    assert len(found) == (name not in ("full", "gradual_unfreezing"))
+    words = [f"method.name={name}"]
+    assert not any("are drawn" in text for text in planned("imdb/distilbert", words, "cpu").advice)
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,11 @@ def test_targets_of_gpt2_and_llama_are_the_usual_ones(bases):
         ),
         (LoraSection(target_modules=["query", "nothing"]), r"'nothing' matches none of the layers that take low-rank"),
         (LoraSection(target_modules=["classifier"]), r"'classifier' matches none"),
+        (LoraSection(modules_to_save=["bert"]), r"method\.modules_to_save: 'query' lies in modules_to_save \[bert\]"),
+        (
+            LoraSection(modules_to_save=["encoder", "pooler"], target_modules="all-linear"),
+            r"method\.modules_to_save: every layer that takes low-rank matrices lies in \[encoder, pooler\]",
+        ),
         (LoraSection(modules_to_save=["poller"]), r"method\.modules_to_save: 'poller' matches none of the model"),
         (LoraSection(rank=65), r"method\.rank: 65 is larger than bert\..*, which is 64 to 64; at most 64"),
         (PromptTuningSection(), r"method\.name: prompt_tuning is offered for task causal_lm"),

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finelaunch.metrics.intervals import bootstrap_interval, paired_difference, wilson_interval
+from finelaunch.metrics.intervals import bootstrap_interval, by_group, paired_difference, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -94,3 +94,34 @@ def test_rows_without_a_mean_are_refused(sums: list[float], weights: list[float]
 def test_other_rows_are_refused() -> None:
     with pytest.raises(ValueError, match="the same rows"):
         paired_difference(([1.0], [1.0]), ([1.0, 2.0], [1.0, 1.0]))
+
+
+def test_groups_are_drawn_whole_and_rows_that_share_one_widen_the_interval():
+    sums, weights = by_group([1, 2, 3, 4], [1, 1, 2, 1], ["a", "b", "a", "b"])
+    assert (list(sums), list(weights)) == ([4, 6], [3, 2])
+    generator = np.random.default_rng(1)
+    values, groups = np.repeat(generator.random(40), 10), np.repeat(np.arange(40), 10).tolist()
+    ones = np.ones(400)
+    low, high = bootstrap_interval(values, ones)
+    lower, upper = bootstrap_interval(*by_group(values, ones, groups))
+    # Ten equal rows are one: the deviation of the mean is that of 40 rows, the square root of ten times that of 400.
+    assert 2.6 < (upper - lower) / (high - low) < 3.8
+    alone = bootstrap_interval(*by_group(values, ones, list(range(400))))
+    assert alone == (low, high)
+
+
+def test_an_interval_of_groups_holds_the_truth_as_often_as_it_says():
+    held = 0
+    for seed in range(200):
+        generator = np.random.default_rng(seed)
+        sizes = generator.integers(1, 9, size=60)
+        values = np.repeat(generator.normal(size=60), sizes) + 0.3 * generator.normal(size=sizes.sum())
+        groups = np.repeat(np.arange(60), sizes).tolist()
+        low, high = bootstrap_interval(*by_group(values, np.ones(len(values)), groups), draws=300, seed=seed)
+        held += low <= 0 <= high
+    assert 0.88 <= held / 200 <= 0.98
+
+
+def test_groups_of_another_number_than_rows_are_refused():
+    with pytest.raises(ValueError, match="a group for each of 2 rows, got 1"):
+        by_group([1.0, 2.0], [1.0, 1.0], ["a"])

@@ -8,7 +8,7 @@ import pytest
 from unit.reporting.finished import DELETE, ENGINE, HOST, TRAIN, edit, finished_run, losses, reviews
 
 from finelaunch.errors import BadInput
-from finelaunch.metrics.intervals import bootstrap_interval, wilson_interval
+from finelaunch.metrics.intervals import bootstrap_interval, by_group, paired_difference, wilson_interval
 from finelaunch.recipe.load import flatten
 from finelaunch.reporting.compare import compare
 from finelaunch.reporting.compare_table import bytes_text, markdown_lines, terminal_lines
@@ -100,9 +100,68 @@ def test_answers_are_scored_as_the_official_script_does(tmp_path):
     figures = {"exact_match": 50.0, "f1": 100 * (1 + 2 / 3 + 1) / 4}
     runs = [finished_run(tmp_path / name, rows, figures, task="question_answering") for name in "ab"]
     found = compare(runs)
-    assert found.notes == []
+    assert [note.partition(",")[0] for note in found.notes] == [
+        f"{name} was evaluated by an older version" for name in "ab"
+    ]
+    assert "too narrow" in found.notes[0]
     assert found.runs[0].facts["intervals"]["exact_match"] == tuple(100 * end for end in wilson_interval(2, 4))
     assert set(found.runs[0].facts["intervals"]) == {"exact_match", "f1"}
+
+
+def answers(right, per_passage):
+    """Return predictions: right where ``right`` says so, so many in a row on one passage."""
+    return [
+        {"id": f"{n}", "prediction": "fox" if good else "", "reference": ["fox"], "group": f"p{n // per_passage}"}
+        for n, good in enumerate(right)
+    ]
+
+
+def answered(folder, right, per_passage):
+    figures = {"exact_match": 100 * float(np.mean(right)), "f1": 100 * float(np.mean(right))}
+    return finished_run(folder, answers(right, per_passage), figures, task="question_answering")
+
+
+def test_questions_on_one_passage_are_drawn_together(tmp_path):
+    first = [n % 8 < 4 for n in range(160)]
+    second = [n % 8 < 4 or n % 16 == 4 for n in range(160)]
+    runs = [answered(tmp_path / "a", first, 4), answered(tmp_path / "b", second, 4)]
+    found = compare(runs)
+    assert found.notes == []
+    groups, ones = [n // 4 for n in range(160)], np.ones(160)
+    one, other = (by_group(100.0 * np.array(right), ones, groups) for right in (first, second))
+    assert found.runs[0].facts["intervals"]["exact_match"] == bootstrap_interval(*one)
+    low, high = found.runs[0].facts["intervals"]["exact_match"]
+    alone = [100 * end for end in wilson_interval(80, 160)]
+    assert high - low > 1.8 * (alone[1] - alone[0])
+    value, interval = paired_difference(one, other)
+    expected = {"to": "a", "value": value, "interval": interval}
+    assert found.runs[1].facts["difference"]["exact_match"] == expected
+    assert "1,000 bootstrap draws of the test passages" in " ".join(terminal_lines(found, 300))
+
+
+def test_few_passages_are_said_and_one_alone_has_no_interval(tmp_path):
+    right = [True, False, True, True]
+    few = compare([answered(tmp_path / "a", right, 2), answered(tmp_path / "b", right, 2)])
+    assert "b has test rows on 2 passages only: its intervals are too narrow" in few.notes
+    one = compare([answered(tmp_path / "c", right, 4), answered(tmp_path / "d", right, 4)])
+    assert "c has no interval: all questions are on one passage" in one.notes
+    assert one.runs[0].facts["intervals"] == {}
+    assert one.runs[1].facts["difference"]["f1"] == {"to": "c", "value": 0.0, "interval": None}
+
+
+@pytest.mark.parametrize(
+    "reorder", [lambda rows: rows[::-1], lambda rows: [{**row, "id": f"x/{row['id']}"} for row in rows]]
+)
+def test_rows_in_another_order_or_of_other_ids_are_not_paired(tmp_path, reorder):
+    first, second = two(tmp_path, right=RIGHT)
+    second.predictions.write_text("".join(json.dumps(row) + "\n" for row in reorder(reviews(*RIGHT))))
+    found = compare([first, second])
+    assert found.runs[1].facts["difference"] == {}
+    assert found.runs[1].facts["intervals"] == found.runs[0].facts["intervals"]
+    said = (
+        "two and one have predictions of other rows, or in another order: their ids differ, and nothing is subtracted"
+    )
+    assert found.notes == [said]
 
 
 @pytest.mark.parametrize(
