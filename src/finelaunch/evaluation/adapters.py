@@ -86,7 +86,18 @@ def save_adapter(
     check_adapter(run.model, shapes)
     write_json(run.model / ADAPTER_CONFIG, config)
     _write_config(model, run.model)
-    return {**base, "auto_class": task.auto_class, **_content(run, tokenizer, task, facts, base)}
+    content = _content(run, tokenizer, task, facts, base)
+    return {**base, "quantization": _held(model, base), "auto_class": task.auto_class, **content}
+
+
+def _held(model: Any, base: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return how the base is held, with the names of the modules that were kept whole."""
+    if base["quantization"] is None:
+        return None
+    return {
+        **base["quantization"],
+        "kept": list(model.get_base_model().config.quantization_config.llm_int8_skip_modules),
+    }
 
 
 def _config(model: Any, base: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,8 +184,14 @@ def _content(
     folder = weights_folder(section)
     if folder is None:
         raise FinelaunchError(f"{run.model}: the base {base['name']} is not there any more; the checkpoints are kept")
-    is_path = local_folder(section) is not None and not str(base["name"]).startswith(PACKAGE_PREFIX)
-    return {"content": content_of(folder), **({"path": str(folder.resolve())} if is_path else {})}
+    content = content_of(folder)
+    if local_folder(section) is None:
+        return {"content": content}
+    if content != str(base["fingerprint"]).partition("+")[0]:
+        what = f"the base {base['name']} is not what it was when training began"
+        raise FinelaunchError(f"{run.model}: {what}; the checkpoints are kept")
+    is_path = not str(base["name"]).startswith(PACKAGE_PREFIX)
+    return {"content": content, **({"path": str(folder.resolve())} if is_path else {})}
 
 
 def _revision(base: Mapping[str, Any]) -> str | None:

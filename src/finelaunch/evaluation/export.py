@@ -13,15 +13,25 @@ from typing import Any
 
 from finelaunch.errors import BadInput, FinelaunchError, Problem
 from finelaunch.evaluation.finished import FinishedModel, load_finished
-from finelaunch.evaluation.proof import expected_of, inputs_for, prove
-from finelaunch.models.adapters import BASE_FOLDER, FACTS, is_adapter, merged_model, read_adapter, refuse_prompt
+from finelaunch.evaluation.proof import Expected, expected_of, inputs_for, logits_of, prove
+from finelaunch.models.adapters import (
+    BASE_FOLDER,
+    is_adapter,
+    merge_adapter,
+    read_adapter,
+    refuse_prompt,
+    unmerged_model,
+)
+from finelaunch.models.stated import FACTS, hashes_of
 from finelaunch.run.files import is_full_disk, plain_mode, write_json, write_text
 from finelaunch.run.log import quiet_libraries
 
 PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja", "README.md")
 """What belongs to a model folder: weights, configs, tokenizer and card."""
-QUANTIZED_TOLERANCE = 0.1
-"""Of the logits' standard deviation: what weights in 4 bits, multiplied in bf16, may differ from the same in fp32."""
+SHARE_OF_EFFECT = 0.5
+"""Of what the adapter changes: a merged model that differs by more is nearer to the base than to the adapter."""
+LEAST_EFFECT = 1e-5
+"""Of the largest logit: an adapter that changes less cannot be told from rounding in fp32."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +41,12 @@ class Exported:
     Args:
         folder: Where it lies.
         kind: ``adapter``, ``merged`` or ``model``.
-        difference: The largest difference of the logits, loaded in a fresh process, from those of the run's model.
+        difference: The largest difference of the logits, loaded in a fresh process, from those of the run's model; of
+            a merged one, from those of the adapter beside the same weights in fp32.
         logits_std: The standard deviation of those logits, to compare it with.
         tolerance: What the difference may be at most.
+        from_4_bits: The largest difference of a merged model's logits from those of the base in 4 bits that it was
+            trained on, which nothing is refused by; None where that was not in 4 bits.
     """
 
     folder: Path
@@ -41,18 +54,23 @@ class Exported:
     difference: float
     logits_std: float
     tolerance: float
+    from_4_bits: float | None = None
 
     def facts(self) -> dict[str, Any]:
         """Return it for JSON."""
         figures = {"max_logit_difference": self.difference, "logits_std": self.logits_std, "tolerance": self.tolerance}
+        if self.from_4_bits is not None:
+            figures["max_logit_difference_from_4_bits"] = self.from_4_bits
         return {"folder": str(self.folder), "kind": self.kind, **figures}
 
     def sentence(self) -> str:
         """Return what a user is told."""
         said = {"adapter": "the adapter", "merged": "the adapter merged into its base", "model": "the model"}[self.kind]
         proof = f"largest difference {self.difference:.3g} where {self.tolerance:.3g} is permitted"
+        packed = "" if self.from_4_bits is None else f"; from the model in 4 bits it differs by {self.from_4_bits:.3g}"
         return (
-            f"{self.folder}: {said}, proven in a fresh process by its logits ({proof}; their std {self.logits_std:.3g})"
+            f"{self.folder}: {said}, proven in a fresh process by its logits ({proof}; their std "
+            f"{self.logits_std:.3g}{packed})"
         )
 
 
@@ -77,6 +95,9 @@ def export_model(
         raise BadInput(Problem("command line", "--merge", what, "an adapter", "leave it out"))
     if merge:
         refuse_prompt(read_adapter(folder))
+    if to.resolve().is_relative_to(folder.resolve()):
+        what = f"{to} lies in {folder}, the model's own folder"
+        raise BadInput(Problem("command line", "--to", what, "", "give --to DIR, a folder elsewhere"))
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise BadInput(Problem("command line", "--to", f"{to} is there and not empty", "", "give another folder"))
     quiet_libraries()
@@ -106,9 +127,22 @@ def _write_copy(finished: FinishedModel, folder: Path, draft: Path, base: Path |
     if (folder / BASE_FOLDER).is_dir():
         (draft / BASE_FOLDER).mkdir()
         copy_model(folder / BASE_FOLDER, draft / BASE_FOLDER)
-    difference = prove(draft, expected, base)
+    if is_adapter(folder):
+        write_json(draft / FACTS, {**_portable(finished.stated), "files": hashes_of(draft)})
+    difference = prove(draft, expected, base or _place_of_base(folder))
     kind = "adapter" if is_adapter(folder) else "model"
-    return Exported(draft, kind, difference, float(expected.logits.std()), 0.0)
+    return Exported(draft, kind, difference, float(expected.logits.std()), expected.tolerance)
+
+
+def _portable(stated: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what ``finelaunch.json`` states without the place that the base has on this machine."""
+    return {**stated, "base": {key: value for key, value in stated["base"].items() if key != "path"}}
+
+
+def _place_of_base(folder: Path) -> Path | None:
+    """Return where the base of the adapter in ``folder`` lies on this machine, if its name alone does not say."""
+    adapter = read_adapter(folder) if is_adapter(folder) else None
+    return Path(str(adapter.section().name_or_path)) if adapter is not None and adapter.base.is_folder else None
 
 
 def copy_model(folder: Path, to: Path) -> None:
@@ -123,23 +157,35 @@ def _write_merged(
     """Write base and adapter as one plain model in fp32."""
     adapter = read_adapter(folder)
     inputs = inputs_for(finished.model, finished.tokenizer)
-    before = expected_of(finished.model, inputs)
-    merged = merged_model(adapter, finished.tokenizer, base)
+    trained = logits_of(finished.model, inputs)
+    unmerged = unmerged_model(adapter, finished.tokenizer, base)
+    before = Expected(inputs, logits_of(unmerged, inputs), "")
+    with unmerged.disable_adapter():
+        effect = before.difference(logits_of(unmerged, inputs))
+    merged = merge_adapter(unmerged)
     after = expected_of(merged, inputs)
-    difference, std = before.difference(after.logits), float(before.logits.std())
-    tolerance = before.tolerance if adapter.quantization is None else QUANTIZED_TOLERANCE * std
+    difference, tolerance = before.difference(after.logits), _permitted(before, effect)
     if not difference <= tolerance:
         what = f"the merged model's logits differ by {difference:.3g} from the adapter's, more than {tolerance:.3g}"
         raise FinelaunchError(f"export: {what}; nothing was written")
+    from_4_bits = None if adapter.quantization is None else after.difference(trained)
     merged.save_pretrained(draft, save_original_format=False)
     for file in draft.glob("*.safetensors"):
         plain_mode(file)
     finished.tokenizer.save_pretrained(draft)
-    exported = Exported(draft, "merged", difference, std, tolerance)
+    exported = Exported(draft, "merged", difference, float(before.logits.std()), tolerance, from_4_bits)
     figures = {key: value for key, value in exported.facts().items() if key not in ("folder", "kind")}
-    stated = {**finished.stated, "merged": {"dtype": "fp32", **figures}}
+    own = {key: value for key, value in _portable(finished.stated).items() if key != "files"}
+    stated = {**own, "merged": {"dtype": "fp32", **figures}}
     readme = folder / "README.md"
     write_text(draft / "README.md", card(readme.read_text(encoding="utf-8") if readme.exists() else "", stated))
     write_json(draft / FACTS, stated)
     prove(draft, after)
     return exported
+
+
+def _permitted(before: Expected, effect: float) -> float:
+    """Return what a merged model's logits may differ by, where the adapter changes those of its base by ``effect``."""
+    if effect < LEAST_EFFECT * float(before.logits.abs().max()):
+        return before.tolerance
+    return min(before.tolerance, SHARE_OF_EFFECT * effect)

@@ -13,6 +13,7 @@ from finelaunch.methods.prompts import leave_out_prompt
 from finelaunch.models.adapters import COPY_AGAIN, is_adapter, load_base, put_adapter, read_adapter, whole_shape
 from finelaunch.models.load import load_model, load_tokenizer
 from finelaunch.models.section import ModelSection
+from finelaunch.models.stated import hashes_of
 from finelaunch.run.directory import RunDirectory
 from finelaunch.run.files import write_json
 from finelaunch.run.ranks import ALONE, Ranks
@@ -89,11 +90,13 @@ def save_model(
     if hasattr(model, "peft_config"):
         task = task_of({"task": dict(task_values)}, str(run.recipe))
         base = save_adapter(run, model, weights, tokenizer, task, facts, base)
+        files = {"files": hashes_of(run.model)}
     else:
         _save_whole(run, model, weights)
+        files = {}
     tokenizer.save_pretrained(run.model)
     content = {"task": dict(task_values), "facts": dict(facts), "threshold": threshold}
-    write_json(run.model_facts, {**content, "base": dict(base), "method": dict(method)})
+    write_json(run.model_facts, {**content, "base": dict(base), "method": dict(method), **files})
 
 
 def _save_whole(run: RunDirectory, model: "PreTrainedModel", weights: dict[str, Any] | None) -> None:

@@ -67,7 +67,12 @@ def inputs_for(model: Any, tokenizer: "PreTrainedTokenizerBase") -> dict[str, "t
 
 
 def expected_of(model: Any, inputs: Mapping[str, "torch.Tensor"]) -> Expected:
-    """Return what ``model`` answers to ``inputs``."""
+    """Return what ``model`` answers to ``inputs``, and the hash of its weights."""
+    return Expected(dict(inputs), logits_of(model, inputs), weights_hash(model))
+
+
+def logits_of(model: Any, inputs: Mapping[str, "torch.Tensor"]) -> "torch.Tensor":
+    """Return what ``model`` answers to ``inputs``, as :class:`Expected` holds it."""
     import torch
 
     model.eval()
@@ -79,24 +84,27 @@ def expected_of(model: Any, inputs: Mapping[str, "torch.Tensor"]) -> Expected:
     for name in sorted(name for name in outputs if name.endswith("logits")):
         logits = outputs[name].float()
         found.append((logits[real] if logits.shape[:2] == real.shape else logits).flatten().cpu())
-    return Expected(dict(inputs), torch.cat(found), weights_hash(model))
+    return torch.cat(found)
 
 
 def weights_hash(model: Any) -> str:
-    """Return the SHA-256 over the names and bytes of all parameters."""
+    """Return the SHA-256 over the names and bytes of all that a model holds: parameters, buffers, scales of 4 bits."""
     import hashlib
 
     import torch
 
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.named_parameters()):
+    tensors = {**dict(model.named_buffers()), **model.state_dict()}
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}\0{tuple(tensor.shape)}\0".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 def prove(folder: Path, expected: Expected, base: Path | None = None) -> float:
-    """Load ``folder`` in a fresh process, and return the largest difference of its logits, 0.0.
+    """Load ``folder`` in a fresh process, and return the largest difference of its logits.
+
+    The weights must be the same bit for bit; then the logits are, but for what another order of adding rounds.
 
     Args:
         folder: What was written.
@@ -125,7 +133,7 @@ def prove(folder: Path, expected: Expected, base: Path | None = None) -> float:
         raise FinelaunchError(f"export: what was written cannot be loaded in a fresh process: {last:.300}") from None
     if found["weights"] != expected.weights:
         raise FinelaunchError("export: what was written has other weights in a fresh process than the model has")
-    if found["difference"] != 0.0:
+    if not found["difference"] <= expected.tolerance:
         what = f"its logits differ by {found['difference']:.3g} from those of the model"
         raise FinelaunchError(f"export: what was written answers otherwise in a fresh process: {what}")
     return found["difference"]

@@ -1,5 +1,7 @@
 """Several adapters over one base, one of them active at a time."""
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -7,10 +9,13 @@ from typing import Any
 
 from finelaunch.errors import BadInput, Problem
 from finelaunch.evaluation.finished import FinishedModel, read_facts, task_of
-from finelaunch.models.adapters import Adapter, is_adapter, put_adapter, read_adapter
+from finelaunch.models.adapters import COPY_AGAIN, Adapter, is_adapter, put_adapter, read_adapter
+from finelaunch.models.load import TOKENIZER_FILES
 
 FIRST = "default"
 """What the first adapter is called within the model."""
+TOKENIZER_STATE = ("truncation", "padding", "is_local", "local_files_only", "name_or_path", "transformers_version")
+"""Keys of a tokenizer's files that say how it was last called and where it came from."""
 
 
 def read_adapters(folders: Mapping[str, Path]) -> dict[str, Adapter]:
@@ -38,8 +43,9 @@ def _differences(first: Adapter, other: Adapter) -> dict[str, tuple[Any, Any]]:
     def facts(adapter: Adapter) -> dict[str, Any]:
         stated = read_facts(adapter.folder)
         return {
-            "their base": (adapter.base["content"][:12], adapter.base.get("config") or {}),
-            "its quantization": adapter.base.get("quantization"),
+            "their base": (adapter.base.content, adapter.base.config),
+            "its quantization": adapter.quantization.facts() if adapter.quantization else None,
+            "the tokenizer": _tokenizer_content(adapter.folder)[:12],
             "the task": adapter.task["name"],
             "what the task's data settled": stated["facts"],
             "the kind of method": adapter.method["name"] if adapter.is_prompt else "low-rank matrices",
@@ -53,6 +59,23 @@ def _differences(first: Adapter, other: Adapter) -> dict[str, tuple[Any, Any]]:
     if "their base" in found:
         return {"their base": (first.base_title, other.base_title)}
     return found
+
+
+def _tokenizer_content(folder: Path) -> str:
+    """Return the SHA-256 of the tokenizer in ``folder``, however it was called before it was written."""
+    digest = hashlib.sha256()
+    for path in sorted({path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)}):
+        if path.name == "config.json" or not path.is_file():
+            continue
+        content = path.read_bytes()
+        if path.name in ("tokenizer.json", "tokenizer_config.json"):
+            try:
+                settled = {key: value for key, value in json.loads(content).items() if key not in TOKENIZER_STATE}
+            except (ValueError, AttributeError) as error:
+                raise BadInput(Problem(str(path), "", f"is damaged: {error}", "", COPY_AGAIN)) from None
+            content = json.dumps(settled, sort_keys=True).encode()
+        digest.update(f"{path.name}\0{hashlib.sha256(content).hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 def load_beside(finished: FinishedModel, adapters: Mapping[str, Adapter]) -> Iterator[tuple[str, FinishedModel]]:

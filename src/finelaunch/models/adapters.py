@@ -4,30 +4,35 @@ peft puts an adapter on whatever model it is given, and says nothing where tenso
 base must be the one it was trained on, and every tensor must find its place.
 """
 
-import json
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finelaunch.data.hub import is_commit
 from finelaunch.data.sources import PACKAGE_PREFIX
 from finelaunch.errors import BadInput, Problem
+from finelaunch.models.config import hub_faults, refusals
 from finelaunch.models.fingerprint import content_of, weights_folder
 from finelaunch.models.quantization import Quantization, require
 from finelaunch.models.section import ModelSection
+from finelaunch.models.stated import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    COPY_AGAIN,
+    FACTS,
+    BaseFacts,
+    read_stated,
+    refuse_changed,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-FACTS = "finelaunch.json"
 BASE_FOLDER = "base"
 """Where the base of an adapter lies, below it, if it was drawn anew."""
-COPY_AGAIN = "copy the run again"
 SHORT = 12
 """Characters of a SHA-256 that a message shows."""
 PROMPTS = ("prompt_tuning", "prefix_tuning")
@@ -40,15 +45,17 @@ class Adapter:
 
     Args:
         folder: Where it lies.
-        base: What it was trained on: name, revision, init, config, fingerprint, content, quantization, auto_class.
+        base: What it was trained on.
         method: The method's section.
         task: The task's section.
+        files: The SHA-256 of its config and weights as they were written; empty where an old folder does not say.
     """
 
     folder: Path
-    base: Mapping[str, Any]
+    base: BaseFacts
     method: Mapping[str, Any]
     task: Mapping[str, Any]
+    files: dict[str, str]
 
     @property
     def is_prompt(self) -> bool:
@@ -58,18 +65,17 @@ class Adapter:
     @property
     def quantization(self) -> Quantization | None:
         """How its base is held, where that is not fp32."""
-        facts = self.base.get("quantization")
-        return Quantization(**facts) if facts else None
+        return self.base.held
 
     @property
     def base_name(self) -> str:
         """What its base is called."""
-        return str(self.base["name"] or f"its {BASE_FOLDER}/")
+        return self.base.name or f"its {BASE_FOLDER}/"
 
     @property
     def base_title(self) -> str:
         """Its base's name and what tells it from others of that name."""
-        return f"{self.base_name} ({self.base['content'][:SHORT]})"
+        return f"{self.base_name} ({self.base.content[:SHORT]})"
 
     def section(self, elsewhere: Path | None = None) -> ModelSection:
         """Return where its base is to be loaded from.
@@ -80,19 +86,19 @@ class Adapter:
         Raises:
             BadInput: The base is not there any more.
         """
-        config = dict(self.base.get("config") or {})
-        if self.base["init"] == "scratch":
+        config = dict(self.base.config)
+        if self.base.init == "scratch":
             return ModelSection(name_or_path=str(self._found(elsewhere or self.folder / BASE_FOLDER)))
         if elsewhere is not None:
             return ModelSection(name_or_path=str(self._found(elsewhere)), config=config)
-        name = str(self.base["name"])
-        if self.base.get("path") is not None:
-            places = [Path(name).expanduser(), Path(str(self.base["path"]))]
-            name = str(self._found(*places))
-        if name.startswith(PACKAGE_PREFIX) or self.base.get("path") is not None:
+        name = str(self.base.name)
+        if self.base.is_folder:
+            places = [Path(name).expanduser(), *([Path(self.base.path)] if self.base.path else [])]
+            return ModelSection(name_or_path=str(self._found(*places)), config=config)
+        if name.startswith(PACKAGE_PREFIX):
             return ModelSection(name_or_path=name, config=config)
-        commit = str(self.base["fingerprint"]).rpartition("@")[2]
-        revision = commit if is_commit(commit) else self.base.get("revision")
+        commit = self.base.fingerprint.rpartition("@")[2]
+        revision = commit if is_commit(commit) else self.base.revision
         return ModelSection(name_or_path=name, revision=revision, config=config)
 
     def _found(self, *places: Path) -> Path:
@@ -111,7 +117,7 @@ class Adapter:
         folder = weights_folder(section)
         if folder is None:
             return False
-        found, recorded = content_of(folder), str(self.base["content"])
+        found, recorded = content_of(folder), self.base.content
         if found != recorded:
             what = (
                 f"the adapter belongs to another base: it was trained on {self.base_title}, "
@@ -138,19 +144,11 @@ def read_adapter(folder: Path) -> Adapter:
         what = f"is an adapter without {FACTS}: its task, its labels and the fingerprint of its base are not known"
         remedy = "give an adapter that finelaunch train or finelaunch export wrote"
         raise BadInput(Problem(str(folder), "", what, "", remedy))
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        base, method, task = dict(content["base"]), dict(content["method"]), dict(content["task"])
-        missing = [name for name in ("name", "init", "fingerprint", "content", "auto_class") if name not in base]
-        missing += [name for name in ("name",) if name not in method]
-        if missing:
-            raise KeyError(missing[0])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadInput(Problem(str(path), "", f"is damaged: {error!r}", "", COPY_AGAIN)) from None
+    stated = read_stated(path)
     for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG, "config.json"):
         if not (folder / name).exists():
             raise BadInput(Problem(str(folder), "", f"{name} is missing", "", COPY_AGAIN))
-    return Adapter(folder, base, method, task)
+    return Adapter(folder, stated.base, stated.method, stated.task, stated.files)
 
 
 def load_base(adapter: Adapter, tokenizer: Any, elsewhere: Path | None = None) -> Any:
@@ -163,9 +161,11 @@ def load_base(adapter: Adapter, tokenizer: Any, elsewhere: Path | None = None) -
 
     from finelaunch.models.load import load_model
 
-    section, auto_class = adapter.section(elsewhere), str(adapter.base["auto_class"])
+    section, auto_class = adapter.section(elsewhere), adapter.base.auto_class
     is_checked = adapter.check_base(section)
-    config = AutoConfig.from_pretrained(adapter.folder)
+    own = ModelSection(name_or_path=str(adapter.folder.resolve()))
+    with hub_faults(own), refusals("config.json"):
+        config = AutoConfig.from_pretrained(adapter.folder, trust_remote_code=False)
     labels = ("id2label", "label2id") if "Classification" in auto_class else ()
     task_config = {name: getattr(config, name) for name in labels}
     loaded = load_model(section, auto_class, task_config, tokenizer, 1, 0, adapter.quantization)
@@ -197,10 +197,11 @@ def put_adapter(model: Any, adapter: Adapter, name: str = "default") -> Any:
     """Put ``adapter`` on its base, or beside the adapters that are there, and return the ``PeftModel``, all frozen.
 
     Raises:
-        BadInput: A tensor of it finds no place, or a place no tensor.
+        BadInput: A tensor of it finds no place, or a place no tensor, or its files were changed.
         RequirementMissing: peft is not installed.
     """
     require("peft", f"the adapter {adapter.folder}")
+    refuse_changed(adapter.folder, adapter.files)
     from peft import PeftConfig, PeftModel, get_peft_model
     from safetensors import safe_open
 
@@ -237,7 +238,16 @@ def put_adapter(model: Any, adapter: Adapter, name: str = "default") -> Any:
 def merged_model(adapter: Adapter, tokenizer: Any, elsewhere: Path | None = None) -> "PreTrainedModel":
     """Return the base with the adapter taken up into its weights: a plain model in fp32, on the CPU.
 
-    A base in 4 bits is brought back to fp32 first: merged in 4 bits, the adapter would be rounded away.
+    Raises:
+        BadInput: The base is another one, or learned vectors cannot be merged.
+    """
+    return merge_adapter(unmerged_model(adapter, tokenizer, elsewhere))
+
+
+def unmerged_model(adapter: Adapter, tokenizer: Any, elsewhere: Path | None = None) -> Any:
+    """Return the adapter on its base in fp32 on the CPU, ready to be merged, a ``PeftModel``.
+
+    A base in 4 bits is brought back to fp32: merged in 4 bits, the adapter would be rounded away.
 
     Raises:
         BadInput: The base is another one, or learned vectors cannot be merged.
@@ -245,31 +255,52 @@ def merged_model(adapter: Adapter, tokenizer: Any, elsewhere: Path | None = None
     refuse_prompt(adapter)
     model = load_base(adapter, tokenizer, elsewhere).model
     if adapter.quantization is not None:
-        model = model.dequantize()
+        packed = {name for name, parameter in model.named_parameters() if type(parameter).__name__ == "Params4bit"}
+        held = dict(model.dequantize().float().cpu().named_parameters())
+        plain = replace(adapter, base=adapter.base.model_copy(update={"quantization": None}))
+        model = load_base(plain, tokenizer, elsewhere).model
+        _fill(model, held, packed)
     model = model.float().cpu()
-    is_tied = _untie(model)
+    _untie(model)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of weights that are no longer shared; settled below
-        merged = put_adapter(model, adapter).merge_and_unload(safe_merge=True).eval()
-    if is_tied:
-        _tie_again(merged)
+        warnings.simplefilter("ignore")  # of weights that are no longer shared, which merge_adapter() settles
+        return put_adapter(model, adapter)
+
+
+def merge_adapter(model: Any) -> "PreTrainedModel":
+    """Return the base of ``model``, from :func:`unmerged_model`, with the adapter taken up into its weights."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        merged = model.merge_and_unload(safe_merge=True).eval()
+    _tie_again(merged)
     return merged
 
 
-def _untie(model: Any) -> bool:
+def _fill(model: Any, weights: Mapping[str, Any], packed: set[str]) -> None:
+    """Put ``weights`` into ``model``; those of a Conv1D have been turned round where they were ``packed``."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    turned = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D)} & packed
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(weights[name].T if name in turned else weights[name])
+
+
+def _untie(model: Any) -> None:
     """Give the output of a language model weights of its own, where it shares those of its input."""
     import torch
 
     output, words = model.get_output_embeddings(), model.get_input_embeddings()
-    if output is None or output.weight is not words.weight:
-        return False
-    output.weight = torch.nn.Parameter(words.weight.detach().clone())
-    return True
+    if output is not None and output.weight is words.weight:
+        output.weight = torch.nn.Parameter(words.weight.detach().clone())
 
 
 def _tie_again(model: Any) -> None:
-    """Share the weights again where they are still the same; else the config says that they are two."""
+    """Share the weights of input and output where they are the same; else the config says that they are two."""
     output, words = model.get_output_embeddings(), model.get_input_embeddings()
+    if output is None:
+        return
     model.config.tie_word_embeddings = output.weight.equal(words.weight)
     if model.config.tie_word_embeddings:
         output.weight = words.weight

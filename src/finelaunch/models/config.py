@@ -70,7 +70,7 @@ def read_config(section: ModelSection, tokenizer: "PreTrainedTokenizerBase") -> 
     if section.init == "pretrained":
         with hub_faults(section), refusals("model.name_or_path"):
             config = AutoConfig.from_pretrained(
-                local_folder(section) or str(section.name_or_path), revision=section.revision
+                local_folder(section) or str(section.name_or_path), revision=section.revision, trust_remote_code=False
             )
         _check_keys(config, section.config)
         with refusals("model.config"):

@@ -13,6 +13,8 @@ from finelaunch.models.section import ModelSection
 VOLATILE_KEYS = ("_name_or_path", "transformers_version", "base_model_name_or_path", "peft_version")
 """Keys of a config that differ between two copies of one model."""
 CONFIGS = ("config.json", "adapter_config.json")
+WHOLE = ("model.safetensors", "pytorch_model.bin")
+"""Names of weights that transformers takes, the first that is there, whole or cut as an index says."""
 
 
 def weights_folder(section: ModelSection) -> Path | None:
@@ -31,8 +33,22 @@ def weights_folder(section: ModelSection) -> Path | None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the files that a model in ``folder`` is loaded from: safetensors, else ``.bin``."""
-    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    """Return the files that a model in ``folder`` is loaded from, and none that lie beside them.
+
+    Raises:
+        BadInput: An index of shards that cannot be read, or is none.
+    """
+    names = ("adapter_model.safetensors",) if (folder / "adapter_config.json").exists() else WHOLE
+    for name in names:
+        if (folder / name).exists():
+            return [folder / name]
+        index = folder / f"{name}.index.json"
+        if index.exists():
+            shards = _read(index).get("weight_map")
+            if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+                raise BadInput(Problem(str(index), "weight_map", "is no mapping of tensors to files"))
+            return sorted({folder / shard for shard in shards.values()})
+    return []
 
 
 def content_of(folder: Path) -> str:
@@ -45,14 +61,14 @@ def content_of(folder: Path) -> str:
     """
     files = weight_files(folder)
     if not files:
-        raise BadInput(Problem(str(folder), "", "holds no weights", "*.safetensors or *.bin"))
+        raise BadInput(Problem(str(folder), "", "holds no weights", " or ".join(WHOLE)))
     digest = hashlib.sha256(hash_files(files, folder).encode())
     for name in CONFIGS:
         if (folder / name).exists():
             digest.update(json.dumps(_settled(folder / name), sort_keys=True).encode())
     if (folder / "adapter_config.json").exists() and (folder / "finelaunch.json").exists():
-        base = _read(folder / "finelaunch.json").get("base") or {}
-        digest.update(str(base.get("content")).encode())
+        base = _read(folder / "finelaunch.json").get("base")
+        digest.update(str(base.get("content") if isinstance(base, dict) else None).encode())
     return digest.hexdigest()
 
 

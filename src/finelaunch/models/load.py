@@ -117,7 +117,7 @@ def load_tokenizer(section: ModelSection, trained: Path | None = None) -> "PreTr
     source = trained or local_folder(section) or str(section.name_or_path)
     with hub_faults(section):
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source, revision=section.revision)
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=section.revision, trust_remote_code=False)
         except OSError:
             raise
         except Exception as error:  # tokenizers raises bare Exception for files that it cannot read
@@ -227,7 +227,7 @@ def load_model(
     unused: list[str] = []
     if section.init == "scratch":
         with refusals("model.config"):
-            model = loader.from_config(config).float()
+            model = loader.from_config(config, trust_remote_code=False).float()
         missing, fingerprint = [name for name, _ in model.named_parameters()], f"scratch:{_hash_weights(model)}"
         if quantization is not None:
             model = _quantised(model, quantization)
@@ -262,11 +262,12 @@ def _read(
     import torch
 
     given: dict[str, Any] = {"config": config, "dtype": torch.float32, "output_loading_info": True}
+    given["trust_remote_code"] = False
     if merged is not None:
         source, given["state_dict"] = None, merged.state_dict()
         config.tie_word_embeddings = merged.config.tie_word_embeddings
         with torch.device("meta"):  # without a folder the class itself is asked
-            loader = type(loader.from_config(config))
+            loader = type(loader.from_config(config, trust_remote_code=False))
     else:
         given["revision"] = revision
     if quantization is None:
@@ -282,7 +283,8 @@ def _quantised(model: "PreTrainedModel", quantization: Quantization) -> "PreTrai
     """Return ``model`` with the weights of its base in 4 bits."""
     import torch
 
-    given = {"config": model.config, "dtype": torch.float32, "state_dict": model.state_dict()}
+    given: dict[str, Any] = {"config": model.config, "dtype": torch.float32, "state_dict": model.state_dict()}
+    given["trust_remote_code"] = False
     model = type(model).from_pretrained(None, **given, **quantization.arguments(_kept_whole(model, [])))
     _refuse_quantised_empty(model)
     return model

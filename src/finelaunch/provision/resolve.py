@@ -132,7 +132,7 @@ def _config(recipe: Recipe) -> str:
     from transformers import AutoConfig
 
     source = local_folder(recipe.model) or str(recipe.model.name_or_path)
-    config = AutoConfig.from_pretrained(source, revision=recipe.model.revision)
+    config = AutoConfig.from_pretrained(source, revision=recipe.model.revision, trust_remote_code=False)
     return f"config: {config.model_type}"
 
 

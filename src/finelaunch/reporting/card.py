@@ -1,8 +1,10 @@
 """The README.md that lies beside trained weights."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
+from finelaunch.data.sources import PACKAGE_PREFIX
 from finelaunch.methods.limits import ADAPTERS
 from finelaunch.reporting.figures import figure_rows, figure_text
 
@@ -16,6 +18,8 @@ _AUTO = {
     "text_classification": "AutoModelForSequenceClassification",
     "causal_lm": "AutoModelForCausalLM",
 }
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+_BASE_BESIDE = '"DIR/base"'
 LOAD = "## Load"
 """The heading over how to load it without finelaunch."""
 
@@ -101,37 +105,55 @@ def _whole_lines(task: str) -> list[str]:
 def _adapter_lines(base: Mapping[str, Any], task: str, method: Mapping[str, Any]) -> list[str]:
     """Return how to load an adapter with peft, on its base as it was trained."""
     auto = _AUTO[task]
-    is_scratch = base["init"] == "scratch"
-    name = '"DIR/base"' if is_scratch else f'"{base["name"]}"'
+    is_scratch, quantization = base["init"] == "scratch", base.get("quantization")
+    name, imports = (_BASE_BESIDE, []) if is_scratch else _name_of(str(base["name"]))
     commit = str(base["fingerprint"]).partition("+")[0].rpartition("@")
     revision = f', revision="{commit[2]}"' if commit[1] and not is_scratch else ""
-    held, imports = "", ""
-    if method["name"] == "qlora":
-        held, imports = ", quantization_config=held", ", BitsAndBytesConfig"
-    labels = ', config=AutoConfig.from_pretrained("DIR")'
-    lines = [
+    classes = ["AutoConfig", auto, "AutoTokenizer"]
+    held, argument = _held_lines(quantization) if quantization else ([], "")
+    if quantization:
+        imports, classes = ["import json", *imports], [*classes, "BitsAndBytesConfig"]
+    return [
         f"An adapter ({method['name']}) that needs its base {'in base/' if is_scratch else base['name']}, and no other "
         "one: on other weights it would answer without a word of warning. Without finelaunch, by peft:",
         "",
         "```python",
+        *imports,
         "from peft import PeftModel",
-        f"from transformers import AutoConfig, {auto}, AutoTokenizer{imports}",
-    ]
-    if held:
-        kind, double = method["quantization_type"], method["double_quantization"]
-        lines += [
-            f'held = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="{kind}", '
-            f"bnb_4bit_use_double_quant={double})"
-        ]
-    lines += [
-        f"base = {auto}.from_pretrained({name}{revision}{labels}{held})",
-        'model = PeftModel.from_pretrained(base, "DIR")',
+        f"from transformers import {', '.join(sorted(classes))}",
+        'config = AutoConfig.from_pretrained("DIR")',
+        *held,
+        f'base = {auto}.from_pretrained({name}{revision}, config=config, dtype="float32"{argument})',
+        'model = PeftModel.from_pretrained(base, "DIR").eval()',
         'tokenizer = AutoTokenizer.from_pretrained("DIR")',
         "```",
         "",
         "finelaunch export RUN --merge writes both as one plain model.",
     ]
-    return lines
+
+
+def _name_of(name: str) -> tuple[str, list[str]]:
+    """Return how Python names a base that a recipe calls ``name``, and what that imports."""
+    if not name.startswith(PACKAGE_PREFIX):
+        return json.dumps(name), []
+    module, _, rest = name.removeprefix(PACKAGE_PREFIX).partition("/")
+    return f"str(files({json.dumps(module)}) / {json.dumps(rest)})", ["from importlib.resources import files"]
+
+
+def _held_lines(quantization: Mapping[str, Any]) -> tuple[list[str], str]:
+    """Return how a base in 4 bits is described to transformers, and the argument that says so."""
+    lines = [
+        'with open("DIR/finelaunch.json") as file:',
+        '    kept = json.load(file)["base"]["quantization"]["kept"]',
+        "held = BitsAndBytesConfig(",
+        "    load_in_4bit=True,",
+        f'    bnb_4bit_quant_type="{quantization["type"]}",',
+        f"    bnb_4bit_use_double_quant={quantization['double']},",
+        f'    bnb_4bit_compute_dtype="{_DTYPES[quantization["compute"]]}",',
+        "    llm_int8_skip_modules=kept,",
+        ")",
+    ]
+    return lines, ", quantization_config=held"
 
 
 def merged_card(card: str, stated: Mapping[str, Any]) -> str:
@@ -144,13 +166,16 @@ def merged_card(card: str, stated: Mapping[str, Any]) -> str:
     task, merged, base = stated["task"]["name"], stated["merged"], stated["base"]
     before, _, after = card.partition(f"{LOAD}\n")
     _, heading, rest = after.partition("\n## ")
-    held = " from weights in 4 bits, brought back to fp32 first" if base.get("quantization") else ""
+    held, packed = "", ""
+    if base.get("quantization"):
+        held = " from weights in 4 bits, brought back to fp32 first"
+        packed = f" From those of the model in 4 bits they differ by {merged['max_logit_difference_from_4_bits']:.3g}."
     lines = [
         LOAD,
         "",
         f"Merged: {base['name'] or 'a drawn base'} and its {stated['method']['name']} adapter, in fp32{held}. Its "
         f"logits differ from the adapter's by at most {merged['max_logit_difference']:.3g}, where their standard "
-        f"deviation is {merged['logits_std']:.3g}.",
+        f"deviation is {merged['logits_std']:.3g}.{packed}",
         "",
         *_whole_lines(task),
     ]

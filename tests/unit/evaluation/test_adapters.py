@@ -32,6 +32,7 @@ METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bias_lora_only": ("bert", CLS, {"bias": "lora_only"}),
     "modules_to_save": ("llama", LM, {"modules_to_save": ["lm_head"]}),
     "qlora": ("llama", LM, {"name": "qlora", "target_modules": "all-linear"}),
+    "qlora_conv1d": ("gpt2", LM, {"name": "qlora"}),
     "qlora_classifier": ("bert", CLS, {"name": "qlora"}),
 }
 CONVERTED: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -179,6 +180,14 @@ def restate(folder: Path, **changed: Any) -> None:
     path.write_text(json.dumps(content))
 
 
+def forget_files(folder: Path) -> None:
+    """Make of ``folder`` one of the time when the hashes of its files were not stated."""
+    path = folder / "finelaunch.json"
+    content = json.loads(path.read_text())
+    del content["files"]
+    path.write_text(json.dumps(content))
+
+
 def test_a_classifiers_adapter_on_a_qa_model_is_refused(bases, tmp_path):
     folder, _ = adapter_run(tmp_path / "run", bases["bert"], CLS)
     restate(
@@ -214,6 +223,7 @@ def test_a_tensor_too_few_or_too_many_is_refused(change, said, bases, tmp_path):
         ending = "classifier.weight" if change == "head" else "lora_B.weight"
         del tensors[next(name for name in tensors if name.endswith(ending))]
     save_file(tensors, folder / ADAPTER_WEIGHTS)
+    forget_files(folder)
     with pytest.raises(BadInput, match=said):
         load_finished(folder)
 
@@ -238,8 +248,9 @@ def test_an_adapter_of_plain_peft_is_refused_by_what_it_lacks(bases, tmp_path):
         find_model(str(alone))
 
 
-def test_an_adapter_goes_on_as_the_base_of_the_next(bases, tmp_path):
-    first, trained = adapter_run(tmp_path / "first", bases["llama"], LM, learning_rate=0.02)
+@pytest.mark.parametrize(("model_type", "method"), [("llama", {}), ("gpt2", {"name": "qlora"})])
+def test_an_adapter_goes_on_as_the_base_of_the_next(model_type, method, bases, tmp_path):
+    first, trained = adapter_run(tmp_path / "first", bases[model_type], LM, method, learning_rate=0.02)
     section = ModelSection(name_or_path=str(first))
     tokenizer = load_tokenizer(section)
     loaded = load_model(section, "AutoModelForCausalLM", {}, tokenizer, 1, seed=0)

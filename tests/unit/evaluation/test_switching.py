@@ -1,5 +1,6 @@
 """Adapters that take turns over one base."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,24 @@ def test_what_cannot_take_turns_is_said(model_type, task, method, said, bases, t
     with pytest.raises(BadInput, match="a and b cannot take turns over one base") as caught:
         read_adapters({"a": first, "b": other})
     assert said in str(caught.value)
+
+
+def test_another_tokenizer_cannot_take_turns(bases, tmp_path):
+    folders = {name: adapter_run(tmp_path / name, bases["bert"], CLS)[0] for name in "ab"}
+    path = folders["b"] / "tokenizer.json"
+    content = json.loads(path.read_text())
+    cut = {"direction": "Right", "max_length": 9, "strategy": "LongestFirst", "stride": 0}
+    path.write_text(json.dumps({**content, "truncation": cut}))
+    read_adapters(folders)  # how it was called last is no part of it
+    vocab = content["model"]["vocab"]
+    last, other = list(vocab)[-2:]
+    vocab[last], vocab[other] = vocab[other], vocab[last]
+    path.write_text(json.dumps(content))
+    with pytest.raises(BadInput, match=r"cannot take turns over one base: the tokenizer is \w{12} and \w{12};"):
+        read_adapters(folders)
+    path.write_text("[]")
+    with pytest.raises(BadInput, match=r"tokenizer\.json: is damaged"):
+        read_adapters(folders)
 
 
 def test_two_that_trained_biases_cannot_take_turns(bases, tmp_path):
