@@ -51,10 +51,10 @@ corruption: $(VENV)/.ready
 bench-save: $(VENV)/.ready
 	$(BIN)/python benchmarks/checkpoint_time.py docs/reliability.md
 
-# The tables of docs/results.md on methods of fine-tuning; DATA is the folder of the data that docs/data.md names.
+# The tables of docs/results_methods.md on methods of fine-tuning; DATA is the folder of the data that docs/data.md names.
 # What is finished is not trained again; PARTS chooses among imdb, medquad and memory.
 bench-methods: $(VENV)/.ready
-	$(BIN)/python benchmarks/methods.py --data $(DATA) --only $(PARTS) --page docs/results.md
+	$(BIN)/python benchmarks/methods.py --data $(DATA) --only $(PARTS) --page docs/results_methods.md
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

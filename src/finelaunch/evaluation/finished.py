@@ -14,6 +14,7 @@ from finelaunch.models.adapters import COPY_AGAIN, is_adapter, load_base, put_ad
 from finelaunch.models.load import load_model, load_tokenizer
 from finelaunch.models.section import ModelSection
 from finelaunch.models.stated import hashes_of
+from finelaunch.models.weights import is_adapted
 from finelaunch.run.directory import RunDirectory
 from finelaunch.run.files import write_json
 from finelaunch.run.ranks import ALONE, Ranks
@@ -87,7 +88,7 @@ def save_model(
         FinelaunchError: A tensor is missing or empty in what was written.
     """
     run.model_facts.unlink(missing_ok=True)
-    if hasattr(model, "peft_config"):
+    if is_adapted(model):
         task = task_of({"task": dict(task_values)}, str(run.recipe))
         base = save_adapter(run, model, weights, tokenizer, task, facts, base)
         files = {"files": hashes_of(run.model)}

@@ -3,15 +3,15 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from finelaunch.models.adapters import PROMPTS
 from finelaunch.section.base import SettingError
 
 if TYPE_CHECKING:
     from finelaunch.methods import MethodSection
     from finelaunch.models.section import ModelSection
 
-ADAPTERS = ("lora", "qlora", "prompt_tuning", "prefix_tuning")
+ADAPTERS = ("lora", "qlora", *PROMPTS)
 """Methods whose result is an adapter on a base."""
-PROMPTS = ("prompt_tuning", "prefix_tuning")
 
 _WHOLE = "use single, ddp, zero1 or zero2"
 

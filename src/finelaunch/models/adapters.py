@@ -27,6 +27,7 @@ from finelaunch.models.stated import (
     read_stated,
     refuse_changed,
 )
+from finelaunch.models.weights import REPLACED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -190,7 +191,7 @@ def adapter_tensors(model: Any, name: str = "default") -> dict[str, str]:
     names = {id(mark): parameter for parameter, mark in marks.items()}
     found = get_peft_model_state_dict(model, state_dict=marks, adapter_name=name, save_embedding_layers=False)
     tensors = {key: names[id(mark)] for key, mark in found.items()}
-    return {key: parameter for key, parameter in tensors.items() if ".original_module." not in parameter}
+    return {key: parameter for key, parameter in tensors.items() if REPLACED not in parameter}
 
 
 def put_adapter(model: Any, adapter: Adapter, name: str = "default") -> Any:
