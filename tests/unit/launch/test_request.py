@@ -5,6 +5,8 @@ import pytest
 from finelaunch.errors import BadInput
 from finelaunch.launch.place import place
 from finelaunch.launch.request import check_arithmetic, choose, read_request
+from finelaunch.methods.full import FullSection
+from finelaunch.recipe.schema import Recipe
 from finelaunch.run.ranks import Ranks
 from finelaunch.section.document import Document
 from finelaunch.training.section import TrainingSection
@@ -85,7 +87,9 @@ def test_what_launcher_and_profile_disagree_on_is_refused(on, environment, said)
 def started(on, environment, device="cpu", **overrides):
     ranks = Ranks.from_environment(environment)
     machine = choose(on, Document(dict(overrides)), ranks, read_request(environment, ranks), device)
-    placement = place(TrainingSection(global_batch_size=8, learning_rate=1e-3), machine.profile, machine.document)
+    training = TrainingSection(global_batch_size=8, learning_rate=1e-3)
+    recipe = Recipe.model_construct(training=training, method=FullSection())
+    placement = place(recipe, machine.profile, machine.document)
     check_arithmetic(placement, environment, 1.0)
     return machine, placement
 
