@@ -157,7 +157,7 @@ def choose(command: Command, how: Verification = "sha256") -> Continued:
     """Return what the command would continue from, as it decides it itself."""
     run = command.run
     sound = next(one for one in map(read_checkpoint, checkpoints_in(run.checkpoints)) if isinstance(one, Checkpoint))
-    identity = Identity(sound.content["recipe"], sound.content["data"])
+    identity = Identity(sound.content["recipe"], sound.content["data"], sound.content["base"])
     return choose_checkpoint("auto", how, run, command.placement, identity, ALONE, ())
 
 
