@@ -211,12 +211,13 @@ def _train(
     """Load, train and measure the model, all ranks together."""
     from finelaunch.evaluation.evaluate import Evaluator
     from finelaunch.methods.build import build_model, needs_whole
-    from finelaunch.training.arguments import built_whole, training_arguments
+    from finelaunch.models.adapters import built_whole
+    from finelaunch.training.arguments import training_arguments
     from finelaunch.training.train import train
 
     recipe, ranks = job.recipe, job.ranks
     arguments = training_arguments(recipe.training, placement, run.checkpoints)  # before the model: ZeRO-3 cuts it
-    with built_whole(arguments) if needs_whole(recipe.model, recipe.method) else nullcontext():
+    with built_whole() if needs_whole(recipe.model, recipe.method) else nullcontext():
         built = build_model(
             recipe.model,
             recipe.method,

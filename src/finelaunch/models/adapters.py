@@ -339,7 +339,11 @@ def merged_base(folder: Path | str) -> "PreTrainedModel | None":
 
 @contextmanager
 def built_whole() -> Iterator[None]:
-    """Have models loaded whole under ZeRO-3, too."""
+    """Have models built whole under ZeRO-3 too, and cut when they are prepared.
+
+    Weights that are drawn while they are cut are others than those of every other engine with the same seed, and what
+    is merged or packed into 4 bits must be there as a whole.
+    """
     from transformers.integrations import deepspeed
 
     reference = deepspeed._hf_deepspeed_config_weak_ref

@@ -1,13 +1,10 @@
 """From the recipe's ``training`` section and a placement to ``TrainingArguments``: every argument stated once."""
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainingArguments
-from transformers.integrations import deepspeed
 
 from finelaunch.training.placement import Placement
 from finelaunch.training.section import TrainingSection
@@ -105,17 +102,3 @@ def layer_classes(model: Any) -> list[str]:
     return sorted(
         {type(module).__name__ for module in model.modules() if isinstance(module, GradientCheckpointingLayer)}
     )
-
-
-@contextmanager
-def built_whole(arguments: TrainingArguments) -> Iterator[None]:
-    """Let a model be built whole under ZeRO-3 too, and cut when it is prepared.
-
-    Weights that are drawn while they are cut are others than those of every other engine with the same seed.
-    """
-    deepspeed.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        if arguments.deepspeed is not None:
-            deepspeed.set_hf_deepspeed_config(arguments.hf_deepspeed_config)

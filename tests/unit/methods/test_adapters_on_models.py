@@ -16,7 +16,6 @@ from unit.methods.bases import (
     load,
     loss_of,
     take_steps,
-    write_base,
 )
 
 from finelaunch.errors import BadInput
@@ -43,19 +42,6 @@ NEW = {
     ("modernbert", SPANS): "classifier",
 }
 """Modules that are drawn and that peft by itself neither trains nor saves."""
-
-
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory):
-    """Bases by architecture, each written when it is asked for."""
-    made = {}
-
-    def base(model_type):
-        if model_type not in made:
-            made[model_type] = write_base(tmp_path_factory.mktemp(model_type), model_type)
-        return made[model_type]
-
-    return base
 
 
 @pytest.mark.parametrize("auto_class", [CLASSES, SPANS])

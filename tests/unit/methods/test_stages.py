@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import get_scheduler
-from unit.methods.bases import CLASSES, SHAPES, SPANS, WORDS, copy_of, load, loss_of, write_base
+from unit.methods.bases import CLASSES, SHAPES, SPANS, WORDS, copy_of, load, loss_of
 
 from finelaunch.errors import BadInput
 from finelaunch.methods import method_for
@@ -26,19 +26,6 @@ PARTS = ["head", "layer 1", "layer 0", "embeddings"]
 SCHEDULES = ["linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt", "cosine_with_restarts"]
 LOADED = [(name, WORDS) for name in ("gpt2", "llama")]
 LOADED += [(name, kind) for name in SHAPES if (name, WORDS) not in LOADED for kind in (CLASSES, SPANS)]
-
-
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory):
-    """Bases by architecture, each written when it is asked for."""
-    made = {}
-
-    def base(model_type):
-        if model_type not in made:
-            made[model_type] = write_base(tmp_path_factory.mktemp(model_type), model_type)
-        return made[model_type]
-
-    return base
 
 
 @pytest.mark.parametrize(("model_type", "auto_class"), LOADED)
