@@ -109,11 +109,11 @@ def prefetch(
     from finelaunch.run import log
 
     given = read_overrides(overrides or ())
-    loaded, document = check(recipe, given, None)
     name = cluster or os.environ.get(VARIABLE)
     site = load_cluster(name, given.get("cluster"))[0] if name else None
     if site is not None and site.hf_home:
-        use_hub_home(site.hf_home)
+        use_hub_home(site.hf_home)  # before the check, which may read what was fetched
+    loaded, document = check(recipe, given, None)
     log.set_up()
     log.quiet_libraries()
     from finelaunch.provision.command import tokenise_command
