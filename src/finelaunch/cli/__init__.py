@@ -3,13 +3,13 @@
 import os
 import sys
 
-from finelaunch.cli import models, reading, runs, sites, training
+from finelaunch.cli import data, models, reading, runs, sites, training
 from finelaunch.cli.app import app
 from finelaunch.errors import EXIT_FAILURE, EXIT_STOPPED, FinelaunchError, Interrupted, Stopped
 from finelaunch.run import files, signals
 from finelaunch.run.ranks import is_lost_peer
 
-__all__ = ["app", "main", "models", "reading", "runs", "sites", "training"]
+__all__ = ["app", "data", "main", "models", "reading", "runs", "sites", "training"]
 
 
 def main() -> None:

@@ -59,7 +59,9 @@ def predict(
     ] = None,
     question: Annotated[str | None, typer.Option(help="Question answering: the question.")] = None,
     context: Annotated[str | None, typer.Option(help="Question answering: the passage.")] = None,
-    text: Annotated[str | None, typer.Option(help="Classification: the text. Causal LM: the prompt.")] = None,
+    text: Annotated[
+        str | None, typer.Option(help="Classification: the text. Causal LM: the prompt, or the beginning of a text.")
+    ] = None,
     file: Annotated[Path | None, typer.Option(help="JSONL with the same keys, one object a line.")] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="Causal LM: 0 takes the likeliest token.")] = 0.0,
     top_k: Annotated[int, typer.Option(min=0, help="Causal LM: draw from so many tokens; 0: all.")] = 0,
@@ -98,7 +100,14 @@ def predict(
         rows = predict_adapters(folders, inputs, how, placement, base)
     for row in rows:
         name = "" if run else f"{row['adapter']}: "
-        print(json.dumps(row, ensure_ascii=False) if as_json or file else name + (row["prediction"] or "(no answer)"))
+        print(json.dumps(row, ensure_ascii=False) if as_json or file else name + _in_words(row["prediction"]))
+
+
+def _in_words(prediction: str | list[str]) -> str:
+    """Return a prediction as it is printed: an answer, a label, or several labels."""
+    if isinstance(prediction, list):
+        return ", ".join(prediction) or "(no label)"
+    return prediction or "(no answer)"
 
 
 def refuse_both(run: str | None, adapters: list[str]) -> None:

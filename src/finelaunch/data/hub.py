@@ -4,7 +4,6 @@ Offline, ``datasets`` gives the newest version that it happens to have and does 
 be read offline is kept here as Parquet, under a key of repository, subset, split and commit: that version or none.
 """
 
-import json
 import os
 import re
 import shutil
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from finelaunch.data.cache import cached, content_key, entry
+from finelaunch.data.files import label_names, read_file
 from finelaunch.data.section import SplitSection
 from finelaunch.errors import BadInput, Problem, RequirementMissing
 from finelaunch.run.files import is_full_disk
@@ -46,13 +46,13 @@ def hub_rows(split: SplitSection, name: str) -> tuple[list[dict[str, Any]], tupl
         BadInput: The data set has no such split.
         RequirementMissing: It is neither kept nor to be had from the hub.
     """
-    label = split.columns.get("label", "label")
     kept = kept_rows(split, name)
     if is_commit(split.revision) and kept.exists():
-        return _read_kept(kept, label)
+        content = read_file(kept, f"data.{name}", split.path)
+        return content.rows, label_names(content.features, split.columns)
     with hub_faults(split):
         dataset = _load(split, name)
-    return dataset.to_list(), _label_names(dataset.features.to_dict().get(label))
+    return dataset.to_list(), label_names(dataset.features.to_dict(), split.columns)
 
 
 def hub_fingerprint(split: SplitSection, name: str) -> str:
@@ -139,18 +139,3 @@ def _load(split: SplitSection, name: str, cache: Path | None = None) -> Any:
         revision=split.revision,
         cache_dir=str(cache) if cache else None,
     )
-
-
-def _read_kept(path: Path, label: str) -> tuple[list[dict[str, Any]], tuple[str, ...] | None]:
-    import pyarrow.parquet
-
-    with pyarrow.parquet.ParquetFile(path) as file:
-        about = json.loads((file.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
-        rows = file.read().to_pylist()
-    return rows, _label_names(about.get("info", {}).get("features", {}).get(label))
-
-
-def _label_names(feature: Any) -> tuple[str, ...] | None:
-    """Return the names of a feature that the hub describes as a class label."""
-    is_label = isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
-    return tuple(feature["names"]) if is_label else None

@@ -1,6 +1,6 @@
 """The ``data`` section of a recipe: which rows to train on, to choose by, and to measure once."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Annotated, ClassVar
@@ -88,6 +88,17 @@ class DataSection(Section):
 
 SPLITS = ("train", "validation", "test")
 """The names of the splits, in the order in which they are used."""
+
+
+def label_column(columns: Mapping[str, str], present: Collection[str]) -> str:
+    """Return the column that holds labels: the one that ``columns`` names, ``label``, or ``labels`` if that is there.
+
+    Args:
+        columns: ``columns`` of a source.
+        present: The columns of its rows.
+    """
+    other = "labels" if "labels" in present and "label" not in present else "label"
+    return columns.get("label") or columns.get("labels") or other
 
 
 @dataclass(frozen=True)

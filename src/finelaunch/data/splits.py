@@ -3,10 +3,13 @@
 Both depend on ``data.seed`` and the examples alone, never on the training seed or the machine.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from finelaunch.data.order import shuffled
+
+STRATUM_SEPARATOR = "\0"
+"""Stands between the labels of a stratum that has several."""
 
 
 def draw(num_examples: int, max_samples: int | None, seed: int) -> list[int]:
@@ -14,6 +17,27 @@ def draw(num_examples: int, max_samples: int | None, seed: int) -> list[int]:
     if max_samples is None or max_samples >= num_examples:
         return list(range(num_examples))
     return sorted(shuffled(num_examples, "draw", seed)[:max_samples].tolist())
+
+
+def pooled(strata: Sequence[str], fraction: float) -> list[str]:
+    """Return the strata with label sets too rare to hold out a row of replaced by the rarest of their labels.
+
+    Where rows have several labels, most label sets may stand in one row each, and nothing could be held out by set. A
+    stratum of one label stays.
+
+    Args:
+        strata: For each example its labels, with :data:`STRATUM_SEPARATOR` between them.
+        fraction: Share of the examples to hold out.
+    """
+    rows_of_set = Counter(strata)
+    rows_of_label = Counter(label for stratum in strata for label in stratum.split(STRATUM_SEPARATOR))
+
+    def of(stratum: str) -> str:
+        if rows_of_set[stratum] * fraction >= 1:
+            return stratum
+        return min(stratum.split(STRATUM_SEPARATOR), key=lambda label: (rows_of_label[label], label))
+
+    return [of(stratum) for stratum in strata]
 
 
 def hold_out(groups: Sequence[str], strata: Sequence[str], fraction: float, seed: int) -> tuple[list[int], list[int]]:

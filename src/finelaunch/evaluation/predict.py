@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from finelaunch.data.checks import RowError
-from finelaunch.data.sources import jsonl_rows
+from finelaunch.data.files import jsonl_rows
 from finelaunch.errors import BadInput, Problem
 from finelaunch.evaluation.finished import FinishedModel, load_finished
 from finelaunch.evaluation.generate import Generation, generate
@@ -91,15 +91,18 @@ def predict_adapters(
 
 
 def _asked(finished: FinishedModel, inputs: Sequence[Input]) -> list[Example]:
-    """Return the inputs as examples.
+    """Return the inputs as examples; a model of plain text goes on with what it is given.
 
     Raises:
         BadInput: One lacks what the task needs.
     """
     examples, problems = [], []
+    ask = finished.task.ask
+    if isinstance(finished.task, CausalLM) and finished.facts.get("plain_text"):
+        ask = finished.task.go_on
     for number, row in enumerate(inputs):
         try:
-            examples.append(finished.task.ask(row, str(number)))
+            examples.append(ask(row, str(number)))
         except RowError as error:
             problems.append(Problem(row["__place__"], error.column, error.what, error.allowed, error.remedy))
     if problems:
