@@ -11,7 +11,7 @@ from finelaunch.reporting.figures import figure_rows, figure_text
 _USE = {
     "question_answering": "finelaunch predict RUN --question 'Who …?' --context 'A passage.'",
     "text_classification": "finelaunch predict RUN --text 'A text.'",
-    "causal_lm": "finelaunch predict RUN --text 'A question.'",
+    "causal_lm": "finelaunch predict RUN --text 'A question, or the beginning of a text.'",
 }
 _AUTO = {
     "question_answering": "AutoModelForQuestionAnswering",
@@ -44,6 +44,7 @@ def model_card(name: str, stated: Mapping[str, Any], manifest: Mapping[str, Any]
         f"Method {stated['method']['name']}: {parameters['trainable']:,} of {parameters['total']:,} parameters, "
         f"{metrics['train']['steps']} steps of {training['global_batch_size']} rows, learning rate "
         f"{training['learning_rate']:g}, seed {training['seed']}, {engine['precision']} on {engine['device']}.",
+        *_selection_lines(training, metrics["train"]),
         "",
         "## Data",
         "",
@@ -68,6 +69,22 @@ def model_card(name: str, stated: Mapping[str, Any], manifest: Mapping[str, Any]
     if manifest["warnings"]:
         lines += ["", "## To know", "", *(f"- {warning}" for warning in manifest["warnings"])]
     return "\n".join(lines) + "\n"
+
+
+def _selection_lines(training: Mapping[str, Any], figures: Mapping[str, Any]) -> list[str]:
+    """Return whether training ended early, and of which step the weights are."""
+    best, kept, last = (figures.get(key) for key in ("best_step", "kept_step", "steps"))
+    metric, lines = training.get("metric_for_best_model"), []
+    if figures.get("stopped_early"):
+        times = training["early_stopping_patience"]
+        lines.append(f"Training ended early, after {times} evaluation{'s' * (times != 1)} without a better {metric}.")
+    if kept not in (None, last):
+        lines.append(f"The weights are those of step {kept}, the best by {metric} on data.validation.")
+    elif best not in (None, last):
+        lines.append(
+            f"The weights are those of the last step; by {metric} on data.validation step {best} was the best."
+        )
+    return lines
 
 
 def _data_lines(data: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -19,7 +19,7 @@ from finelaunch.run.directory import RunDirectory
 from finelaunch.run.files import read_lines, size_of
 
 FIGURES = {
-    "text_classification": ("accuracy", "f1_macro", "loss"),
+    "text_classification": ("accuracy", "f1_macro", "f1_samples", "hamming_loss", "loss"),
     "question_answering": ("exact_match", "f1", "HasAns_f1", "NoAns_exact", "no_answer_auc", "always_no_answer"),
     "causal_lm": ("loss", "perplexity"),
 }

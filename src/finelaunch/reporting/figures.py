@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from finelaunch.metrics.selection import gain
+
 MAIN_FIGURES = {
     "question_answering": (
         "exact_match",
@@ -18,7 +20,16 @@ MAIN_FIGURES = {
         "loss",
         "total",
     ),
-    "text_classification": ("accuracy", "f1_macro", "f1_micro", "loss"),
+    "text_classification": (
+        "accuracy",
+        "f1_macro",
+        "f1_micro",
+        "f1_micro_at_half",
+        "f1_samples",
+        "hamming_loss",
+        "threshold",
+        "loss",
+    ),
     "causal_lm": ("perplexity", "loss", "num_target_tokens"),
 }
 """The figures that a table shows, by task, the most telling first."""
@@ -32,8 +43,6 @@ SOURCE_FIGURES = {
 
 KEPT_BY = {"question_answering": "f1", "text_classification": "accuracy", "causal_lm": "perplexity"}
 """The figure by which a source counts as forgotten, by task."""
-
-LOWER_IS_BETTER = ("perplexity", "loss")
 
 
 def figure_rows(metrics: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -65,11 +74,10 @@ def forgotten(metrics: Mapping[str, Any]) -> dict[str, dict[str, Any]] | None:
     if before is None or after is None:
         return None
     name = KEPT_BY[metrics["task"]]
-    sign = -1 if name in LOWER_IS_BETTER else 1
     return {
         source: {"metric": name, "base": before[source][name], "eval": figures[name]}
         for source, figures in after.items()
-        if source in before and sign * figures[name] < sign * before[source][name]
+        if source in before and gain(name, figures[name], before[source][name]) < 0
     }
 
 

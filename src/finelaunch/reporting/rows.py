@@ -30,6 +30,10 @@ def report_data(run: RunDirectory, prepared: Prepared, elapsed: float) -> None:
         log.say(f"{say} ({split['path']})")
         for source, about in split.get("sources", {}).items():
             log.say(f"  {source}: {about['num_taken']:,} examples of {about['num_rows']:,} rows ({about['path']})")
+    for split in splits.values():
+        if "class_weights" in split:
+            each = ", ".join(f"{label} {weight:.3g}" for label, weight in split["class_weights"].items())
+            log.say(f"task.class_weights: in the training loss count {each}")
     for warning in (*prepared.report["warnings"], *_unmeasured(run, splits)):
         if run.warn(warning):
             log.warn(warning)
@@ -51,6 +55,7 @@ def report_forgotten(run: RunDirectory, metrics: Mapping[str, Any]) -> dict[str,
 
 def _in_manifest(split: Mapping[str, Any]) -> dict[str, Any]:
     about = {key: split.get(key) for key in _ABOUT}
+    about |= {"class_weights": split["class_weights"]} if "class_weights" in split else {}
     return {**about, "sources": split["sources"]} if "sources" in split else about
 
 

@@ -2,6 +2,7 @@
 
 from finelaunch.tasks.base import Task
 from finelaunch.tasks.causal_lm import CausalLM, CausalLMSection
+from finelaunch.tasks.multi_label import MultiLabelClassification
 from finelaunch.tasks.question_answering import QuestionAnswering, QuestionAnsweringSection
 from finelaunch.tasks.text_classification import TextClassification, TextClassificationSection
 
@@ -16,4 +17,6 @@ _TASKS = {
 
 def task_for(section: TaskSection) -> Task:
     """Return the task that ``section`` names."""
+    if isinstance(section, TextClassificationSection) and section.multi_label:
+        return MultiLabelClassification(section)
     return _TASKS[type(section)](section)

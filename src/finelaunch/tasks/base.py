@@ -6,7 +6,7 @@ module imports torch, so that recipes and data can be checked without it.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Example = dict[str, Any]
 Batch = dict[str, "torch.Tensor"]
+RowLosses = Callable[[Mapping[str, "torch.Tensor"], "torch.Tensor"], "torch.Tensor"]
 
 IGNORED = -100
 """The label of a position that is no target."""
@@ -55,7 +56,7 @@ class Measured:
 class TaskData(Protocol):
     """From rows to features; no torch."""
 
-    columns: Mapping[str, str]
+    columns: ClassVar[Mapping[str, str]]
     """The columns that a row must have under these or mapped names, and what each is."""
 
     def facts(self, rows: Rows, given: Mapping[str, str]) -> dict[str, Any]:
@@ -79,7 +80,10 @@ class TaskData(Protocol):
         ...
 
     def group(self, example: Example) -> tuple[str, str]:
-        """Return what must not be torn apart by a split (article, text), and the stratum to keep the share of."""
+        """Return what must not be torn apart by a split (article, text), and the stratum to keep the share of.
+
+        A stratum may be several labels, with :data:`STRATUM_SEPARATOR` of ``data/splits.py`` between them.
+        """
         ...
 
     def encode(self, examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase") -> Encoded:
@@ -133,6 +137,60 @@ class TaskModel(Protocol):
 
 class Task(TaskData, TaskModel, Protocol):
     """Both sides of a task."""
+
+
+@runtime_checkable
+class Labelled(Protocol):
+    """What a task whose rows have labels does beside: it counts them, and lets some count more in the training loss.
+
+    What is measured is never weighted, so that figures of runs with other weights can be compared.
+    """
+
+    def num_per_label(self, features: Features, facts: Mapping[str, Any]) -> dict[str, int]:
+        """Return how many rows have each label."""
+        ...
+
+    def check_weights(self, facts: Mapping[str, Any], origin: str) -> None:
+        """Refuse weights that do not fit the labels.
+
+        Raises:
+            BadInput: They do not.
+        """
+        ...
+
+    def label_weights(self, num_per_label: Mapping[str, int], num_rows: int) -> tuple[dict[str, float] | None, str]:
+        """Return the weight of each label, None where all count alike, and what to say of it."""
+        ...
+
+    def weighted_losses(
+        self, outputs: Mapping[str, "torch.Tensor"], labels: "torch.Tensor", weights: "torch.Tensor | None"
+    ) -> "torch.Tensor":
+        """Return the loss of each row as ``row_losses`` does, with the weights ``[labels]`` in it."""
+        ...
+
+
+def label_report(task: TaskData, split: str, features: Features, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a data report says of a split's labels; nothing where the task has none.
+
+    ``num_per_label``, and of the training rows ``class_weights`` and ``weight_notes`` where some labels count more.
+    """
+    if not isinstance(task, Labelled):
+        return {}
+    counts = task.num_per_label(features, facts)
+    weights, note = task.label_weights(counts, len(features)) if split == "train" else (None, "")
+    weighted = {} if weights is None else {"class_weights": weights, "weight_notes": [note] if note else []}
+    return {"num_per_label": counts, **weighted}
+
+
+def training_losses(task: TaskModel, weights: Mapping[str, float] | None) -> RowLosses:
+    """Return the loss of each row as training takes it: ``row_losses``, or weighted by the labels' ``weights``."""
+    if weights is None:
+        return task.row_losses
+    import torch
+
+    assert isinstance(task, Labelled)
+    weighted, values = task.weighted_losses, torch.tensor(list(weights.values()), dtype=torch.float32)
+    return lambda outputs, labels: weighted(outputs, labels, values.to(labels.device))
 
 
 def pad(rows: Sequence[Mapping[str, Any]], column: str, value: int, left: bool = False) -> "torch.Tensor":
