@@ -29,6 +29,7 @@ class Progress:
         validation_step: The step of it.
         checkpoint: The newest one that is whole.
         checkpoint_step: The step of it.
+        ended_early: Why training has ended before its last step, if it has.
     """
 
     step: int | None = None
@@ -41,10 +42,13 @@ class Progress:
     validation_step: int | None = None
     checkpoint: str | None = None
     checkpoint_step: int | None = None
+    ended_early: str | None = None
 
     @property
     def remaining_seconds(self) -> float | None:
         """The time that the steps that are left take, about; evaluations and checkpoints come on top."""
+        if self.ended_early:
+            return 0.0
         if self.step is None or self.steps is None or self.step_seconds is None:
             return None
         return max(self.steps - self.step, 0) * self.step_seconds
@@ -62,9 +66,12 @@ def progress_of(run: RunDirectory, events: Sequence[Mapping[str, Any]], manifest
     done = [whole(row.get("step")) for row in (*last_rows(run.samples), newest)]
     begun = whole(training[-1].get("from_step")) if training else None
     known = [step for step in (*done, begun) if step is not None]
+    reached = max(known, default=None)
+    counted = [event for event in events if event.get("event") in ("training", "planned")]
+    ended = [event for event in events if event.get("event") == "stopped_early" and whole(event.get("step")) == reached]
     return Progress(
-        step=max(known, default=None),
-        steps=whole(training[-1].get("steps")) if training else None,
+        step=reached,
+        steps=whole(counted[-1].get("steps")) if counted else None,
         loss=number(newest.get("loss")),
         loss_step=whole(newest.get("step")),
         tokens_per_second=number(newest.get("tokens_per_second")),
@@ -73,6 +80,7 @@ def progress_of(run: RunDirectory, events: Sequence[Mapping[str, Any]], manifest
         validation_step=whole(measured.get("step")),
         checkpoint=checkpoint[0] if checkpoint else None,
         checkpoint_step=checkpoint[1] if checkpoint else None,
+        ended_early=str(ended[-1].get("reason")) if ended and reached is not None else None,
     )
 
 

@@ -23,6 +23,7 @@ def details(status: RunStatus) -> list[str]:
         "time": _time(status),
         "engine": _engine(status),
         "step": _step(progress),
+        "early end": progress.ended_early or "",
         "loss": _loss(progress),
         "validation": _validation(progress),
         "checkpoint": progress.checkpoint or "none yet",
