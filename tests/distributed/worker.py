@@ -64,11 +64,17 @@ def fault(name: str, stack: ExitStack) -> None:
 
         return mock.patch.object(Guard, "on_step_begin", on_step_begin)
 
+    def ticking_clock():
+        from integration.test_budget import Ticks
+
+        return mock.patch("finelaunch.training.pacing.time", Ticks())
+
     faults = {
         "nan loss on rank 1": lambda: before_step_4(poison_a_row_of_rank_1),
         "nan gradient": lambda: before_step_4(poison_a_gradient),
         "other weights on rank 1": lambda: before_step_4(part_ranks),
         "cut everything": lambda: mock.patch.object(Engine, "deepspeed", cut_everything),
+        "ticking clock": ticking_clock,
         "own tokens only": lambda: changed(average_tokens_across_devices=False),
         "use_cpu": lambda: changed(use_cpu=True, deepspeed=None),
         "no use_cpu": lambda: changed(use_cpu=False),

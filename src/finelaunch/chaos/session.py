@@ -74,6 +74,9 @@ def prove(
     if loaded.training.resume == "never":
         what = "never begins a stopped run again instead of continuing it"
         raise BadInput(Problem("recipe", "training.resume", what, "auto or a path", "leave it out"))
+    if loaded.training.time_budget_minutes is not None:
+        what = "has every trial plan its own number of steps, so that their weights differ"
+        raise BadInput(Problem("recipe", "training.time_budget_minutes", what, "", "use training.max_steps for chaos"))
     profile_name = on or default_on()
     profile, document, _ = load_profile(profile_name, given["launch"])
     if profile.target == "slurm":

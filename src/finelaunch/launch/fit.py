@@ -90,6 +90,10 @@ def _task_problems(recipe: Recipe) -> Iterator[Problem]:
     is_causal = recipe.task.name == "causal_lm"
     if isinstance(recipe.method, FeatureExtractionSection) and is_causal:
         yield Problem("recipe", "method.name", NO_HEAD, "", NO_HEAD_REMEDY)
+    if isinstance(recipe.method, GradualUnfreezingSection) and recipe.training.time_budget_minutes is not None:
+        what = "the stages of gradual_unfreezing end at shares of all steps, and the first of them tells nothing of"
+        what += " the time of the others"
+        yield Problem("recipe", "training.time_budget_minutes", what, "", "use training.max_steps, or another method")
     if isinstance(recipe.method, PromptTuningSection | PrefixTuningSection) and not is_causal:
         yield Problem("recipe", "method.name", f"{recipe.method.name} {ONLY_CAUSAL}", "", "use lora")
 

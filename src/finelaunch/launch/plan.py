@@ -27,6 +27,8 @@ from finelaunch.recipe.schema import Recipe
 from finelaunch.section.document import Document
 from finelaunch.section.lookup import find
 from finelaunch.training.placement import Placement, batch_arithmetic, count_of
+from finelaunch.training.section import BUDGET_STEPS, TrainingSection
+from finelaunch.training.selection import patience_text
 
 PYTHON, PORT, RUN, RANK, THREADS = "<python>", "<port>", "<run>", "<rank>", "<cores / processes>"
 
@@ -277,14 +279,31 @@ def _is_on_hub(recipe: Recipe) -> bool:
 
 def _steps(recipe: Recipe, report: Mapping[str, Any] | None) -> dict[str, Any]:
     training = recipe.training
+    if training.time_budget_minutes is not None:
+        minutes = f"{training.time_budget_minutes:g} minutes (training.time_budget_minutes)"
+        epoch = None if report is None else _steps_an_epoch(training, report)
+        most = "" if epoch is None else f"{epoch:,} an epoch, "
+        if epoch is not None or training.max_steps > 0:
+            most += f"at most {_steps_in_all(training, epoch or 0):,} in all; "
+        text = f"{most}unknown until {BUDGET_STEPS} steps are measured: those that fit into {minutes}"
+        return {"epoch": epoch, "total": None, "text": text}
     if report is None:
         known = f"{training.max_steps} in all; " if training.max_steps > 0 else ""
         why = ", as the data is the hub's" if _is_on_hub(recipe) else " until the data is encoded"
         text = f"{known}those of an epoch are unknown{why}; train and launch prepare it first"
         return {"epoch": None, "total": training.max_steps if training.max_steps > 0 else None, "text": text}
-    epoch = math.ceil(report["splits"]["train"]["num_features"] / training.global_batch_size)
-    total = training.max_steps if training.max_steps > 0 else math.ceil(training.num_train_epochs * epoch)
-    return {"epoch": epoch, "total": total, "text": f"{epoch:,} an epoch, {total:,} in all"}
+    epoch = _steps_an_epoch(training, report)
+    total = _steps_in_all(training, epoch)
+    early = "" if training.early_stopping_patience is None else f"; fewer with {patience_text(training)}"
+    return {"epoch": epoch, "total": total, "text": f"{epoch:,} an epoch, {total:,} in all{early}"}
+
+
+def _steps_an_epoch(training: TrainingSection, report: Mapping[str, Any]) -> int:
+    return math.ceil(report["splits"]["train"]["num_features"] / training.global_batch_size)
+
+
+def _steps_in_all(training: TrainingSection, epoch: int) -> int:
+    return training.max_steps if training.max_steps > 0 else math.ceil(training.num_train_epochs * epoch)
 
 
 def _num_labels(recipe: Recipe, report: Mapping[str, Any] | None) -> int:

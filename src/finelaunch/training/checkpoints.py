@@ -40,6 +40,9 @@ SHAPE = ("model_type", "architectures", "vocab_size", "hidden_size", "num_hidden
 EXACT_ONLY_WITH = ("python", "torch", "transformers", "accelerate", "deepspeed", "numpy", "finelaunch")
 """Versions under which a run continues bit for bit; with others it may not."""
 
+NOT_EXACT = "going on is not bit for bit"
+"""What is said, and kept in the manifest, where a run goes on in other circumstances."""
+
 FREE_KEYS = (
     "training.resume",
     "training.verify",
@@ -145,7 +148,7 @@ def choose_checkpoint(
     skipped = folders.index(own) if own else 0
     newer = [(path, False) for path in folders[:skipped]]
     for path in folders[skipped:]:
-        found = _verified(path, how, ranks)
+        found = verified(path, how, ranks)
         if isinstance(found, Checkpoint):
             other = on_first(ranks, lambda found=found: _of_another_job(found, run, identity))
             if other is None:
@@ -158,7 +161,7 @@ def choose_checkpoint(
         newer.append((path, not found.startswith(NOT_DAMAGED)))
     if resume == "auto":
         return Continued(None, False, tuple(newer))
-    foreign = _verified(Path(resume), how, ranks)
+    foreign = verified(Path(resume), how, ranks)
     if isinstance(foreign, str):
         what = f"there is no whole checkpoint at {resume}: {foreign}"
         raise BadInput(Problem("recipe", "training.resume", what, "auto, never or a checkpoint-N folder"))
@@ -182,7 +185,7 @@ def set_newer_aside(chosen: Continued, run: RunDirectory) -> list[Path]:
     return sorted(run.checkpoints.glob(f"{OLD}checkpoint-*"))
 
 
-def _verified(path: Path, how: Verification, ranks: Ranks) -> Checkpoint | str:
+def verified(path: Path, how: Verification, ranks: Ranks) -> Checkpoint | str:
     """Return the checkpoint in ``path``, or why it is passed over; the ranks look at a share of the files each.
 
     Raises:
@@ -269,11 +272,11 @@ def _check(checkpoint: Checkpoint, run: RunDirectory, placement: Placement, how:
         if name in EXACT_ONLY_WITH and here.get(name) != version
     ]
     if other:
-        texts.append(f"{checkpoint.path} was written with {', '.join(other)}: going on is not bit for bit")
+        texts.append(f"{checkpoint.path} was written with {', '.join(other)}: {NOT_EXACT}")
     threads = torch.get_num_threads()
     if placement.device == "cpu" and checkpoint.content["num_threads"] != threads:
         counts = f"{checkpoint.content['num_threads']} threads a process, and {threads} go on"
-        texts.append(f"{checkpoint.path} was computed by {counts} (OMP_NUM_THREADS): going on is not bit for bit")
+        texts.append(f"{checkpoint.path} was computed by {counts} (OMP_NUM_THREADS): {NOT_EXACT}")
     if how == "size":
         texts.append(f"{checkpoint.path}: only the sizes of its files were checked (training.verify: size)")
     for text in texts:

@@ -116,6 +116,8 @@ class Journal(TrainerCallback):
         self.total_rows = self.total_tokens = 0
         self.total_seconds = 0.0
         self.evaluated_step: int | None = None
+        self.left_out: list[float] = []
+        """Seconds of what was done between steps besides evaluations and checkpoints."""
         self.progress: Progress | None = None
         self._epoch: int | None = None
         self._batches: list[Any] = []
@@ -127,8 +129,9 @@ class Journal(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Drop lines of steps that will be done again, and start the bar on a terminal."""
         if self.run.writes:
-            for path in (self.run.train_log, self.run.samples):
-                cut_lines(path, lambda row: row["step"] <= state.global_step)
+            logged_step = state.global_step - len(self.losses.before)
+            cut_lines(self.run.samples, lambda row: row["step"] <= state.global_step)
+            cut_lines(self.run.train_log, lambda row: row["step"] <= logged_step)
         for step in range(state.global_step - len(self.losses.before), state.global_step):
             self._steps.append(self.sampler.tokens(self._batch(step)[1]))
         self._since = time.perf_counter()
@@ -192,6 +195,10 @@ class Journal(TrainerCallback):
         """Leave the time of a save out: it is not training time."""
         self._lap(count=False)
 
+    def leave_out(self) -> None:
+        """Leave the time since the last step out: it is not training time."""
+        self.left_out.append(self._lap(count=False))
+
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Take the bar away."""
         self.close()
@@ -201,6 +208,12 @@ class Journal(TrainerCallback):
         if self.progress is not None:
             self.progress.stop()
             self.progress = None
+
+    def end_after(self, num_steps: int) -> None:
+        """Show that the whole training has ``num_steps`` steps."""
+        self.num_steps = num_steps
+        if self.progress is not None:
+            self.progress.update(self.progress.task_ids[0], total=num_steps)
 
     def complete(self) -> None:
         """Add to the last line what checkpoints have taken after it."""
@@ -216,11 +229,12 @@ class Journal(TrainerCallback):
             self._epoch, self._batches = epoch, self.sampler.global_batches(epoch)
         return epoch, self._batches[place]
 
-    def _lap(self, count: bool) -> None:
-        moment = time.perf_counter()
+    def _lap(self, count: bool) -> float:
+        before, self._since = self._since, time.perf_counter()
+        elapsed = self._since - before
         if count:
-            self._seconds += moment - self._since
-        self._since = moment
+            self._seconds += elapsed
+        return elapsed
 
     def _show(self, row: dict[str, Any], seconds_per_step: float) -> None:
         figures = f"loss {row['loss']:.4f}  {row['tokens_per_second']:,.0f} tokens/s"

@@ -27,7 +27,7 @@ from finelaunch.run.ranks import ALONE
 from finelaunch.section.base import Section, build
 from finelaunch.section.document import Document
 from finelaunch.tasks import TaskSection, task_for
-from finelaunch.tasks.base import IGNORED, Task
+from finelaunch.tasks.base import IGNORED, Task, training_losses
 from finelaunch.training.placement import Placement, move, settle
 from finelaunch.training.recorder import FORMAT, restore_random_states
 from finelaunch.training.section import TrainingSection
@@ -173,6 +173,7 @@ class _Again:
         self.facts = facts
         self.train = prepared.splits["train"]
         self.dataset = TrainingRows(self.train.features, IGNORED)
+        self.row_losses = training_losses(task, self.train.class_weights)
 
     def batch(self, recorded: Mapping[str, Any]) -> dict[str, Any]:
         """Return loss and gradient of a micro-batch, computed as training did, and where they are first not finite."""
@@ -224,7 +225,7 @@ class _Again:
         with torch.autocast(kind, dtype=_dtype(self.placement.precision)) if mixed else nullcontext():
             outputs: Any = self.model(**batch)
         outputs = convert_to_fp32(outputs) if mixed else outputs
-        return self.task.row_losses(outputs, labels), int((labels != IGNORED).sum())
+        return self.row_losses(outputs, labels), int((labels != IGNORED).sum())
 
 
 def _load_weights(model: Any, recorded: Recorded) -> tuple[str, list[str]]:

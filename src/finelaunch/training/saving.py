@@ -20,6 +20,7 @@ from finelaunch.run.files import read_lines
 from finelaunch.run.log import warn
 from finelaunch.run.ranks import Ranks, gather
 from finelaunch.training.manifest import NAME, checkpoints_in, describe_files, discard, publish, surplus
+from finelaunch.training.selection import course, ranking
 
 
 @dataclass
@@ -44,6 +45,7 @@ class Saving(TrainerCallback):
         facts: What every manifest states of the run.
         losses: Gives the losses since the last log line, of all ranks; every rank calls it.
         limit: How many checkpoints are kept beside the best; None: all.
+        metric: The figure on data.validation by which the best is known.
         saved_step: The step of the run's own checkpoint that training goes on from.
         aside: What is deleted once a newer checkpoint is whole.
     """
@@ -55,6 +57,7 @@ class Saving(TrainerCallback):
         facts: Mapping[str, Any],
         losses: Callable[[], list[float]],
         limit: int | None,
+        metric: str,
         saved_step: int | None,
         aside: Sequence[Path],
     ) -> None:
@@ -63,6 +66,7 @@ class Saving(TrainerCallback):
         self.facts = facts
         self.losses = losses
         self.limit = limit
+        self.metric = metric
         self.saved_step = saved_step
         """The step of the last checkpoint that was written, whether it counts yet or not."""
         self._aside = list(aside)
@@ -163,8 +167,7 @@ class Saving(TrainerCallback):
             self._rotation.start()
 
     def _best(self) -> list[Path]:
-        """Return the checkpoint with the lowest validation loss, which is not deleted, if there is one."""
-        rows = [event for event in read_lines(self.run.events) if event.get("event") == "evaluated"]
-        steps = sorted(rows, key=lambda row: row["validation"].get("loss", float("inf")))
-        paths = (self.run.checkpoints / f"checkpoint-{row['step']}" for row in steps)
+        """Return the checkpoint with the best figures, which is not deleted, if there is one."""
+        best = ranking(course(read_lines(self.run.events)), self.metric)
+        paths = (self.run.checkpoints / f"checkpoint-{one.step}" for one in best)
         return [path for path in paths if (path / NAME).exists()][:1]

@@ -169,11 +169,14 @@ ANSWERS: dict[str, str] = {
         _OURS.format("it changes the result in ways that no test of finelaunch covers"),
     ),
     "enable_jit_checkpoint": _OURS.format("its ranks do not agree on the step that they save"),
-    **dict.fromkeys(
-        ["load_best_model_at_end", "metric_for_best_model", "greater_is_better"],
-        _OURS.format("the weights of the last step are kept"),
-    ),
+    "greater_is_better": "it follows from training.metric_for_best_model, since losses and perplexity are better lower",
+    "early_stopping": "use training.early_stopping_patience",
+    "patience": "use training.early_stopping_patience",
 }
+
+
+BUDGET_STEPS = 10
+"""How many steps are measured before ``time_budget_minutes`` says how many there are."""
 
 
 class TrainingSection(Section):
@@ -185,6 +188,11 @@ class TrainingSection(Section):
     learning_rate: float = Field(gt=0, description="peak learning rate, such as 2e-5")
     num_train_epochs: float = Field(default=3.0, gt=0, description="passes over data.train")
     max_steps: int = Field(default=-1, ge=-1, description="optimizer steps in all; -1: by num_train_epochs")
+    time_budget_minutes: float | None = Field(
+        default=None,
+        gt=0,
+        description="minutes of training: the first steps are measured, and no more are made than fit; null: no limit",
+    )
     warmup_steps: float = Field(
         default=0.0, ge=0, description="steps of linear warm-up; below 1: that share of all steps"
     )
@@ -216,7 +224,19 @@ class TrainingSection(Section):
     save_strategy: Literal["no", "steps", "epoch"] = Field(default="epoch", description="when to write a checkpoint")
     save_steps: int | None = Field(default=None, ge=1, description="optimizer steps between checkpoints (steps)")
     save_total_limit: int | None = Field(
-        default=2, ge=1, description="newest checkpoints kept, beside the one of lowest validation loss; null: all"
+        default=2, ge=1, description="newest checkpoints kept, beside the best by metric_for_best_model; null: all"
+    )
+    metric_for_best_model: str = Field(
+        default="loss", description="figure on data.validation by which the best step is known, such as f1; no prefix"
+    )
+    load_best_model_at_end: bool = Field(
+        default=False, description="keep the weights of the best step, which is saved; false: those of the last one"
+    )
+    early_stopping_patience: int | None = Field(
+        default=None, ge=1, description="end after so many evaluations without a better figure; null: never"
+    )
+    early_stopping_threshold: float = Field(
+        default=0.0, ge=0, description="by how much a figure must be better to count for early_stopping_patience"
     )
     seed: int = Field(default=42, ge=0, lt=2**31, description="seed of weights, order and dropout")
     deterministic: bool = Field(default=False, description="deterministic kernels, slower on a GPU")
@@ -238,6 +258,7 @@ class TrainingSection(Section):
             if strategy != "steps" and steps is not None:
                 remedy = f"set {kind}_strategy: steps, or leave {kind}_steps out"
                 yield SettingError(f"{kind}_steps", f"has no effect with {kind}_strategy: {strategy}", "", remedy)
+        yield from self._selection_faults()
         if self.warmup_steps >= 1 and self.warmup_steps != int(self.warmup_steps):
             remedy = f"such as {int(self.warmup_steps)}, or 0.1 for a tenth of all steps"
             yield SettingError("warmup_steps", f"{self.warmup_steps} is no whole number of steps", "", remedy)
@@ -246,6 +267,24 @@ class TrainingSection(Section):
             yield SettingError("warmup_steps", what, "", "use constant_with_warmup, or leave warmup_steps out")
         if self.max_steps == 0:
             yield SettingError("max_steps", "0 trains nothing", "-1 for num_train_epochs, or 1 and more")
+        if self.time_budget_minutes is not None and 0 < self.max_steps <= BUDGET_STEPS:
+            what = f"has no effect with max_steps {self.max_steps}: {BUDGET_STEPS} steps are measured first"
+            yield SettingError("time_budget_minutes", what, "", "leave it out, or raise max_steps")
         if 0 < self.max_steps <= self.warmup_steps:
             what = f"{self.warmup_steps:g} is not less than max_steps {self.max_steps}"
             yield SettingError("warmup_steps", what, "", "lower it, or raise max_steps")
+
+    def _selection_faults(self) -> Iterator[SettingError]:
+        """Yield settings of the best step that have nothing to choose by, or nothing to act on."""
+        if self.eval_strategy == "no":
+            given = {
+                "load_best_model_at_end": self.load_best_model_at_end,
+                "early_stopping_patience": self.early_stopping_patience is not None,
+                "metric_for_best_model": self.metric_for_best_model != "loss",
+            }
+            for key in (key for key, is_given in given.items() if is_given):
+                what = "needs evaluations, and there are none with eval_strategy: no"
+                yield SettingError(key, what, "", "set eval_strategy: epoch, or steps with eval_steps; or leave it out")
+        if self.early_stopping_threshold and self.early_stopping_patience is None:
+            what = "has no effect without early_stopping_patience"
+            yield SettingError("early_stopping_threshold", what, "", "set early_stopping_patience, or leave it out")

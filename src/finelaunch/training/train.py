@@ -15,7 +15,8 @@ from finelaunch.run.directory import RunDirectory, versions
 from finelaunch.run.files import is_full_disk, read_lines
 from finelaunch.run.log import say, warn
 from finelaunch.run.ranks import Ranks, gather, on_first
-from finelaunch.tasks.base import IGNORED, Task
+from finelaunch.tasks.base import IGNORED, Task, training_losses
+from finelaunch.tasks.packing import documents_per_row, is_packed, refuse_mixing
 from finelaunch.training.checkpoints import (
     Continued,
     Identity,
@@ -29,11 +30,13 @@ from finelaunch.training.manifest import newest_checkpoint
 from finelaunch.training.placement import Placement
 from finelaunch.training.recorder import whole_weights
 from finelaunch.training.section import TrainingSection
+from finelaunch.training.selection import course
 from finelaunch.training.verify import verify, verify_equal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
+    from finelaunch.training.epochs import EpochEnd
     from finelaunch.training.trainer import FinelaunchTrainer
 
 
@@ -46,7 +49,7 @@ class Trained:
         measured: What to evaluate: the plain model, or what the engine made of it.
         weights: All weights, whole, on the first rank, where the model's own are parts.
         figures: loss (of the last interval), steps, rates, memory and size, under the metric keys of ``train``.
-        evaluated_step: The step after which the validation split was last measured, if it was.
+        is_measured: The validation split was last measured with these very weights.
         save: Writes a checkpoint of the last step unless there is one, for what may yet be stopped; all ranks call it.
         check: Ends the run where a weight is no number; all ranks call it.
     """
@@ -55,7 +58,7 @@ class Trained:
     measured: Any
     weights: dict[str, Any] | None
     figures: dict[str, Any]
-    evaluated_step: int | None
+    is_measured: bool
     save: Callable[[], None]
     check: Callable[[], None]
 
@@ -72,6 +75,7 @@ def train(
     split: Split,
     evaluator: Callable[[Any], dict[str, Any]],
     on_untrained: Callable[[Any], None] | None,
+    epoch_end: "EpochEnd | None",
     run: RunDirectory,
     identity: Identity,
     permitted: Collection[str] = (),
@@ -91,6 +95,7 @@ def train(
         split: The training rows.
         evaluator: Measures a model on the validation split.
         on_untrained: Called with the prepared model before the first step of a training that begins.
+        epoch_end: Called with the untuned model and after each epoch.
         run: Where checkpoints and logs go.
         identity: What the checkpoints state of the run.
         permitted: Keys in which a checkpoint of another run may differ.
@@ -108,9 +113,12 @@ def train(
     from transformers.integrations.integration_utils import TensorBoardCallback
 
     from finelaunch.training.arguments import layer_classes, training_arguments
+    from finelaunch.training.best import Selection
     from finelaunch.training.buckets import settle_buckets
+    from finelaunch.training.epochs import Epochs
     from finelaunch.training.guards import Guard
     from finelaunch.training.journal import Dropout, Journal, Losses, Start
+    from finelaunch.training.pacing import pace_of
     from finelaunch.training.preemption import Preemption
     from finelaunch.training.saving import Saving
     from finelaunch.training.stages import held, part_with
@@ -126,18 +134,28 @@ def train(
         ranks.rank,
         ranks.world_size,
     )
-    steps = num_steps(sampler, section)
-    stages = method.stages(model, steps)
+    at_most_steps = num_steps(sampler, section)
     chosen = choose_checkpoint(section.resume, section.verify, run, placement, identity, ranks, permitted)
     checkpoint = chosen.checkpoint
     step = checkpoint.step if checkpoint else 0
     if checkpoint is not None:
-        check_foreign(checkpoint, model, steps) if chosen.is_foreign else refuse_fewer_steps(checkpoint, steps)
+        if chosen.is_foreign:
+            check_foreign(checkpoint, model, at_most_steps)
+        else:
+            refuse_fewer_steps(checkpoint, at_most_steps)
+    pace = pace_of(section, sampler, run, ranks, at_most_steps, chosen, placement)
+    steps = pace.num_steps if pace else at_most_steps
+    stages = method.stages(model, steps)
     aside = set_newer_aside(chosen, run) if ranks.is_first else []
 
     def on_start(trainer: Any) -> None:
         engine = verify(trainer, placement)
         settle_buckets(trainer.model_wrapped, run)
+        if is_packed(features):
+            is_whole = not trainer.measures_wrapped
+            refuse_mixing(
+                trainer.measured_model, tokenizer, placement.per_device_batch_size, placement.precision, is_whole
+            )
         parameters = parameters_of(trainer.model)
         run.note(engine=engine, parameters=parameters)
         num_bytes = checkpoint_bytes(trainer.model, section, placement)
@@ -158,6 +176,7 @@ def train(
         ends = {stage.end_step for stage in stages}
         if gather(is_evaluation_due(step, ends, sampler, section, run, chosen) if ranks.is_first else None)[0]:
             guard.trainer.evaluate()
+        selection.end_if_due()
 
     def newest() -> str | None:
         saving.finish()  # what was just written may be the newest
@@ -177,7 +196,9 @@ def train(
     begun: list[bool] = []
     losses = Losses(checkpoint.content["losses"] if checkpoint else ())
     saved_step = None if chosen.is_foreign else step or None
-    saving = Saving(run, ranks, stated, losses.of_interval, section.save_total_limit, saved_step, aside)
+    metric = section.metric_for_best_model
+    saving = Saving(run, ranks, stated, losses.of_interval, section.save_total_limit, metric, saved_step, aside)
+    selection = Selection(run, ranks, section, sampler, losses, saving)
     preemption = Preemption(saving, grace_seconds, before_first_step)
     journal = Journal(run, sampler, losses, saving.seconds, steps)
     guard = Guard(run, sampler, features, lambda: split.examples, ranks, placement, newest)
@@ -197,6 +218,7 @@ def train(
             evaluator=evaluator,
             stage=stage,
             num_steps=steps,
+            pace=pace,
             begins_at=begins_at,
             measures_wrapped=placement.engine.shards_weights,
             model=model,
@@ -204,19 +226,28 @@ def train(
             train_dataset=TrainingRows(features, IGNORED),
             eval_dataset=features,
             data_collator=lambda rows: task.collate(rows, tokenizer),
-            compute_loss_func=loss_rule(task.row_losses),
+            compute_loss_func=loss_rule(training_losses(task, split.class_weights)),
             processing_class=tokenizer,
-            callbacks=[start, Dropout(section.seed, ranks.rank), guard, losses, journal]
+            callbacks=([pace] if pace else [])
+            + [start, Dropout(section.seed, ranks.rank), guard, losses, journal]
             + ([TensorBoardCallback(writer)] if writer else [])
-            + [saving, preemption],
+            + [selection, saving, preemption],
         )
-        start.trainer = guard.trainer = trainer
+        start.trainer = guard.trainer = selection.trainer = trainer
+        if epoch_end is not None:
+            epochs = Epochs(epoch_end, trainer, stages, preemption, journal, writer)
+            trainer.add_callback(epochs)
+        if pace is not None:
+            pace.join(trainer, journal, selection.announce)
         trainer.remove_callback(PrinterCallback)
         return trainer
 
-    _announce(sampler, placement, steps, chosen)
+    _announce(sampler, placement, steps, chosen, documents_per_row(features))
+    if pace is not None:
+        pace.announce()
     _warn_of_filling(sampler, run)
     _warn_of_paging(section, placement, run)
+    selection.announce(steps)
     try:
         path, reached, done = checkpoint.path if checkpoint else None, step, 0
         for stage in stages:
@@ -225,7 +256,7 @@ def train(
             if reached >= done and stage is not stages[-1]:
                 continue
             sampler.end_after(done)
-            if len(stages) > 1:
+            if len(stages) > 1 or steps < at_most_steps:
                 arguments = training_arguments(section, placement, run.checkpoints, done)
             with held(model, stage):
                 current = trainer_of(stage, begins_at, arguments)
@@ -244,6 +275,7 @@ def train(
             raise preemption.stop
         trainer: FinelaunchTrainer = guard.trainer
         verify_equal(trainer.model, placement)
+        kept_step = selection.keep(placement, evaluator, in_stages=len(stages) > 1)
     except BaseException as error:
         if ranks.world_size == 1 and isinstance(error, Exception) and not is_full_disk(error):
             with suppress(Exception):
@@ -252,13 +284,15 @@ def train(
         raise
     finally:
         journal.close()
-    figures, weights = _figures(trainer, journal), _whole_weights(trainer)
+    last_step, is_last = trainer.state.global_step, kept_step == trainer.state.global_step
+    figures = {**_figures(trainer, journal), **selection.figures(kept_step)}
+    weights = _whole_weights(trainer)
     return Trained(
         trainer.model,
         trainer.measured_model,
         weights,
         figures,
-        journal.evaluated_step,
+        not is_last or journal.evaluated_step == last_step,
         trainer.save_last_step,
         guard.check_weights,
     )
@@ -277,13 +311,7 @@ def is_evaluation_due(
         return False
     is_end = step % sampler.num_global_batches == 0 or step in ends
     is_due = {"no": False, "epoch": is_end, "steps": step % (section.eval_steps or 1) == 0 or step in ends}
-    made: set[int] = set()
-    for event in read_lines(run.events):
-        if event.get("event") == "evaluated":
-            made.add(event["step"])
-        elif event.get("event") == "training":  # what was measured after the step it went on from is of another course
-            made = {one for one in made if one <= event["from_step"]}
-    return is_due[section.eval_strategy] and step not in made
+    return is_due[section.eval_strategy] and step not in course(read_lines(run.events))
 
 
 def num_lost_steps(run: RunDirectory, from_step: int) -> int:
@@ -314,9 +342,14 @@ def _whole_weights(trainer: "FinelaunchTrainer") -> dict[str, Any] | None:
     return weights if trainer.is_world_process_zero() else None
 
 
-def _announce(sampler: GlobalBatchSampler, placement: Placement, steps: int, chosen: Continued) -> None:
+def _announce(
+    sampler: GlobalBatchSampler, placement: Placement, steps: int, chosen: Continued, documents: float
+) -> None:
     filled = f" ({sampler.num_padding_rows} rows without target fill the last batch)" * (sampler.num_padding_rows > 0)
     say(f"{placement.arithmetic()}; {sampler.num_global_batches} steps an epoch{filled}; {steps} steps in all")
+    if documents > 1:
+        seen = documents * sampler.global_batch_size
+        say(f"a row is a pack of {documents:.3g} examples: a step sees {seen:,.0f} of them (task.packing)")
     if chosen.checkpoint is not None:
         say(f"continuing from {chosen.checkpoint.path}")
     elif chosen.newer:

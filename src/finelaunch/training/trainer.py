@@ -14,6 +14,7 @@ from transformers import Trainer
 from finelaunch.data.sampler import GlobalBatchSampler, TrainingRows
 from finelaunch.errors import Interrupted
 from finelaunch.methods.base import Stage
+from finelaunch.tasks.base import RowLosses
 from finelaunch.training.journal import Losses
 from finelaunch.training.loader import EpochLoader, outlive_signals
 from finelaunch.training.preemption import Preemption
@@ -22,14 +23,14 @@ from finelaunch.training.stages import advance, in_groups, load_weights_alone
 
 if TYPE_CHECKING:
     from finelaunch.training.guards import Guard
+    from finelaunch.training.pacing import Pace
 
 PRIVATE = {
     "_save_checkpoint": ("self", "model", "trial"),
     "_load_optimizer_and_scheduler": ("self", "checkpoint"),
+    "_load_from_checkpoint": ("self", "resume_from_checkpoint", "model"),
 }
 """Private methods of the Trainer that are called or overridden, and their parameters; a test holds that they are so."""
-
-RowLosses = Callable[[Mapping[str, torch.Tensor], torch.Tensor], torch.Tensor]
 
 
 def loss_rule(row_losses: RowLosses) -> Callable[..., torch.Tensor]:
@@ -39,7 +40,7 @@ def loss_rule(row_losses: RowLosses) -> Callable[..., torch.Tensor]:
     gives 0 instead of dividing by it.
 
     Args:
-        row_losses: The task's loss of each row, summed over its targets.
+        row_losses: The task's loss of each row, summed over its targets, each times the weight of its label if any.
     """
 
     def compute_loss(
@@ -62,6 +63,7 @@ class FinelaunchTrainer(Trainer):
         evaluator: Measures the model at hand on the validation split and returns its figures.
         stage: What is trained, and at which shares of the learning rate.
         num_steps: Steps of the whole training, by which the learning rate runs.
+        pace: What may yet change them, and the learning rates from then on.
         begins_at: The steps that the stages before have done, where this one begins: it has an optimizer of its own.
         measures_wrapped: Hand the engine's own object to the evaluator, where no device holds the whole model.
         **others: As for ``Trainer``; ``train_dataset`` is a :class:`TrainingRows`.
@@ -78,6 +80,7 @@ class FinelaunchTrainer(Trainer):
         evaluator: Callable[[Any], dict[str, Any]],
         stage: Stage,
         num_steps: int,
+        pace: "Pace | None" = None,
         begins_at: int | None = None,
         measures_wrapped: bool = False,
         **others: Any,
@@ -91,6 +94,7 @@ class FinelaunchTrainer(Trainer):
         self.evaluator = evaluator
         self.stage = stage
         self.num_steps = num_steps
+        self.pace = pace
         self.begins_at = begins_at
         self.measures_wrapped = measures_wrapped
 
@@ -124,6 +128,8 @@ class FinelaunchTrainer(Trainer):
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Return the schedule of the whole training, at the place where this one begins."""
         scheduler: Any = super().create_scheduler(self.num_steps, optimizer)
+        if self.pace is not None:
+            self.pace.follow(scheduler, self.args)
         if self.begins_at is not None:
             advance(scheduler, self.begins_at)
             if self.is_deepspeed_enabled:

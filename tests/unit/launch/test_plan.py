@@ -48,6 +48,7 @@ COMMANDS = {
     "--on cpu_ddp",
     "imdb-smoke_cpu_max_steps": "imdb/smoke training.max_steps=7 --on cpu",
     "imdb-smoke_cpu_adafactor": "imdb/smoke training.optim=adafactor --on cpu",
+    "imdb-smoke_cpu_time_budget": "imdb/smoke training.time_budget_minutes=5 --on cpu",
     "imdb-smoke_zero2_visible": "imdb/smoke --on zero2",
     "imdb-minilm_cpu_bf16": "imdb/minilm launch.precision=bf16 --on cpu",
     "imdb-minilm_cpu_zero1_accumulated": "imdb/minilm launch.per_device_batch_size=2 --on cpu_zero1",
@@ -70,6 +71,10 @@ COMMANDS = {
     "launch.activation_checkpointing=true launch.per_device_batch_size=4 --on fsdp2",
     "domain_assistant-smoke_cpu_zero2_offload": "domain_assistant/smoke launch.offload=optimizer --on cpu_zero2",
     "domain_assistant-smoke_zero3_visible_offload": "domain_assistant/smoke launch.offload=all --on zero3",
+    "sst2-distilbert_gpu": "sst2/distilbert --on gpu",
+    "support_tickets-smoke_cpu_ddp": "support_tickets/smoke --on cpu_ddp",
+    "support_tickets-minilm_cpu_several_labels": "support_tickets/minilm task.multi_label=true --on cpu",
+    "domain_assistant-domain_adaptation_cpu": "domain_assistant/domain_adaptation --on cpu",
     "domain_assistant-dialogpt_zero2_x2": "domain_assistant/dialogpt launch.num_processes_per_node=2 --on zero2",
     "domain_assistant-gpt2_medium_gpu_checkpointing": f"domain_assistant/dialogpt {GPT2_MEDIUM} "
     "launch.activation_checkpointing=true launch.per_device_batch_size=2 --on gpu",
@@ -130,7 +135,7 @@ def test_the_text_is_the_golden_one(name: str) -> None:
 
 def test_the_golden_plans_are_of_every_recipe_profile_and_kind() -> None:
     cases = [words_of(command) for command in COMMANDS.values()]
-    assert len(cases) == 38
+    assert len(cases) == 43
     assert {recipe for recipe, _, _ in cases} == set(names("recipes"))
     assert {on for _, _, on in cases} == set(PROFILES)
     expected = {f"{name}.json" for name in COMMANDS} | {f"{name}.txt" for name in TEXTS}
@@ -159,9 +164,9 @@ def as_shipped() -> list[tuple[str, str, int | None]]:
 
 def test_every_shipped_recipe_and_profile_is_tried() -> None:
     pairs = {(recipe, on) for recipe, on, _ in as_shipped()}
-    assert len(pairs) == 16 * 11 - 10
-    assert len(as_shipped()) == 16 * (6 + 5 * 4) - 9 * 4 - 1
-    assert len(names("recipes")) == len(list(shipped("recipes").rglob("*.yaml"))) == 16
+    assert len(pairs) == 20 * 11 - 10
+    assert len(as_shipped()) == 20 * (6 + 5 * 4) - 9 * 4 - 1
+    assert len(names("recipes")) == len(list(shipped("recipes").rglob("*.yaml"))) == 20
     slurm = {name for name in names("launch") if load_profile(name)[0].target == "slurm"}
     assert len(slurm) == 3
     assert set(names("launch")) == slurm | set(PROFILES)
