@@ -209,6 +209,7 @@ def _train(
     seconds: Stopwatch,
 ) -> dict[str, Any]:
     """Load, train and measure the model, all ranks together."""
+    from finelaunch.evaluation.answers import answers_of
     from finelaunch.evaluation.evaluate import Evaluator
     from finelaunch.methods.build import build_model, needs_whole
     from finelaunch.models.adapters import built_whole
@@ -246,7 +247,7 @@ def _train(
     last: dict[str, Any] = {"base": gather(run.read_manifest().get("base_figures") if run.writes else None)[0]}
 
     def on_untrained(model: Any) -> None:
-        last["base"] = _base_figures(evaluator, model, prepared)
+        last["base"] = _base_figures(evaluator, model, prepared, run)
         run.note(base_figures=last["base"])
         seconds.lap("base")
 
@@ -271,6 +272,7 @@ def _train(
         prepared.splits["train"],
         on_validation,
         on_untrained if wants_base and placement.engine.shards_weights else None,
+        answers_of(recipe.evaluation, task, prepared, run, built.fingerprint),
         run,
         identity,
         allow_change,
@@ -299,11 +301,12 @@ def _results(
     seconds: Stopwatch,
 ) -> dict[str, Any]:
     """Measure what was trained, and write the model, its predictions and figures; empty on all ranks but the first."""
+    from finelaunch.evaluation.answers import with_answers
     from finelaunch.evaluation.finished import save_model
 
     recipe = job.recipe
     tuned = trained.measured
-    if trained.evaluated_step != trained.figures["steps"]:
+    if not trained.is_measured:
         last["measured"] = measure_split(evaluator, tuned, prepared, "validation")
     validation = last["measured"]
     threshold = validation.metrics.get("threshold")
@@ -315,7 +318,7 @@ def _results(
     if "test" in prepared.splits:
         measured = measure_split(evaluator, tuned, prepared, "test", threshold)
     further = _further(recipe, measured)
-    predictions = _with_generations(recipe, task, trained.model, prepared, measured)
+    predictions = with_answers(recipe.evaluation, task, trained.model, prepared.tokenizer, measured)
     seconds.lap("evaluate")
     if not run.writes:
         return {}
@@ -351,9 +354,11 @@ def measure_split(
     return evaluator.measure(model, split.examples, split.features, threshold)
 
 
-def _base_figures(evaluator: "Evaluator", model: Any, prepared: "Prepared") -> dict[str, Any]:
-    """Return the figures of the untuned model on data.test."""
+def _base_figures(evaluator: "Evaluator", model: Any, prepared: "Prepared", run: RunDirectory) -> dict[str, Any]:
+    """Return the figures of the untuned model on data.test, and note what the validation split takes."""
+    seconds = Stopwatch()
     threshold = measure_split(evaluator, model, prepared, "validation").metrics.get("threshold")
+    run.note(base_validation_seconds=round(seconds.lap("validation"), 3))
     return measure_split(evaluator, model, prepared, "test", threshold).metrics
 
 
@@ -370,23 +375,6 @@ def _further(recipe: Recipe, measured: "Measured") -> dict[str, Any]:
     from finelaunch.evaluation.metrics import further_metrics
 
     return further_metrics(recipe.evaluation.metrics, *map(list, measured.references))
-
-
-def _with_generations(
-    recipe: Recipe, task: Any, model: Any, prepared: "Prepared", measured: "Measured"
-) -> list[dict[str, Any]]:
-    """Return the predictions; those of a causal LM with the first prompts answered."""
-    count = recipe.evaluation.num_generations
-    if recipe.task.name != "causal_lm" or not count:
-        return measured.predictions
-    from finelaunch.evaluation.generate import Generation, generate
-
-    rows = measured.predictions[:count]
-    prompts = [task.prompt_ids(row["prompt"], prepared.tokenizer) for row in rows]
-    how = Generation(max_new_tokens=recipe.evaluation.max_new_tokens)
-    answers = generate(model, prepared.tokenizer, prompts, how, task.stop_ids(prepared.tokenizer))
-    answered = [{**row, "prediction": answer} for row, answer in zip(rows, answers, strict=True)]
-    return answered + measured.predictions[count:]
 
 
 def _write_card(run: RunDirectory, metrics: dict[str, Any]) -> None:

@@ -27,20 +27,21 @@ from finelaunch.data.mixture import (
     report_held_out,
     split_report,
 )
-from finelaunch.data.section import SPLITS, DataSection, Source, given_sources, split_sources
+from finelaunch.data.section import SPLITS, DataSection, Source, given_sources, label_column, split_sources
 from finelaunch.data.sources import Rows, fingerprint, read_rows
-from finelaunch.data.splits import draw, hold_out
+from finelaunch.data.splits import draw, hold_out, pooled
 from finelaunch.errors import BadInput, Problem
 from finelaunch.models.load import load_tokenizer, tokenizer_hash, train_tokenizer
 from finelaunch.models.section import ModelSection
 from finelaunch.run.files import write_json
 from finelaunch.section.document import Document
-from finelaunch.tasks.base import Example, TaskData
+from finelaunch.tasks.base import Example, Labelled, TaskData, label_report
+from finelaunch.tasks.packing import packed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ENCODING_VERSION = 2
+ENCODING_VERSION = 3
 """Raised whenever the same rows are encoded otherwise than before."""
 
 
@@ -52,11 +53,13 @@ class Split:
         name: ``train``, ``validation`` or ``test``.
         features: The encoded rows.
         folder: Where the cache keeps it.
+        class_weights: Of ``train``, how much each label counts in the training loss; None: all alike.
     """
 
     name: str
     features: Features
     folder: Path
+    class_weights: Mapping[str, float] | None = None
 
     @cached_property
     def examples(self) -> list[Example]:
@@ -124,6 +127,8 @@ def read_splits(data: DataSection, task: TaskData, document: Document) -> ReadSp
         try:
             if name == "train" and not problems:
                 facts = _facts(read, task, document)
+                if isinstance(task, Labelled):
+                    task.check_weights(facts, document.origin(("task", "class_weights")))
             if facts is None:
                 continue  # without the facts of the training rows nothing more can be said of these
         except BadInput as error:
@@ -169,11 +174,12 @@ def _facts(read: Sequence[tuple[Source, Rows]], task: TaskData, document: Docume
             remedy = "list all labels in task.label_names"
             raise BadInput(replace(problem, remedy=problem.remedy or remedy) for problem in error.problems) from None
     if "label_names" not in found[0]:
-        return found[0]
+        return {key: value for key, value in found[0].items() if all(facts.get(key) == value for facts in found)}
     labels = []
     for (source, rows), facts in zip(read, found, strict=True):
-        column = source.section.columns.get("label", "label")
-        are_numbers = rows.class_names is not None and isinstance(rows.rows[0].get(column), int)
+        column = label_column(source.section.columns, rows.rows[0])
+        first = next((label for row in rows.rows if (label := row.get(column)) != []), None)
+        are_numbers = rows.class_names is not None and isinstance(first[0] if isinstance(first, list) else first, int)
         labels.append(Labels(source.key, document.origin(source.place), facts["label_names"], are_numbers))
     return {**found[0], "label_names": agreed_labels(labels)}
 
@@ -210,7 +216,7 @@ def _held_out(
         groups.append(group)
         strata.append(f"{positions[example['source']]}/{stratum}" if "source" in example else stratum)
     try:
-        stay, out = hold_out(groups, strata, data.validation_fraction, data.seed)
+        stay, out = hold_out(groups, pooled(strata, data.validation_fraction), data.validation_fraction, data.seed)
     except ValueError:
         what = f"{len(examples)} rows form one group (article, topic or text) and cannot be split"
         remedy = "give data.validation.path, or more rows"
@@ -220,7 +226,8 @@ def _held_out(
 
 def _identity(example: Example) -> str:
     """Return what two examples must share to be the same input, whatever their targets."""
-    messages = [message["content"] for message in example.get("messages", ())[:-1]]
+    messages = example.get("messages", ())
+    messages = [message["content"] for message in messages[:-1] or messages]
     parts = [*messages, example.get("text", ""), example.get("question", ""), example.get("context", "")]
     return "\0".join(" ".join(part.split()) for part in parts)
 
@@ -260,9 +267,12 @@ def prepare(
                 read.report[source.split]["sources"][source.name]["fingerprint"] = prints[source.key]
         for name, examples in read.examples.items():
             encoded = task.encode(examples, tokenizer)
+            if name == "train" and task_values.get("packing"):
+                encoded = packed(encoded, task_values["max_length"])
             read.report[name]["notes"].extend(encoded.notes)
             read.report[name] |= {"fingerprint": _rows_fingerprint(data, name, read.report[name], prints)}
-            read.report[name] |= _lengths(encoded.features, read.facts)
+            read.report[name] |= _lengths(encoded.features)
+            read.report[name] |= label_report(task, name, encoded.features, read.facts)
             write_table(encoded.features.table, folder / f"{name}.features.arrow")
             write_table(pa.Table.from_pylist(examples), folder / f"{name}.examples.arrow")
         write_json(
@@ -272,9 +282,8 @@ def prepare(
     folder, from_cache = entry("prepared", _key(data, model, task_values, prints), write)
     kept = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     splits = {
-        name: Split(name, Features(read_table(folder / f"{name}.features.arrow")), folder)
-        for name in SPLITS
-        if name in kept["splits"]
+        name: Split(name, Features(read_table(folder / f"{name}.features.arrow")), folder, about.get("class_weights"))
+        for name, about in kept["splits"].items()
     }
     tokenizer = tokenizer or load_tokenizer(model, folder / "tokenizer" if model.tokenizer else None)
     return Prepared(splits, kept["facts"], tokenizer, kept, from_cache)
@@ -348,8 +357,8 @@ def _texts(example: Example) -> list[str]:
     return messages + [example[name] for name in ("text", "question", "context") if name in example]
 
 
-def _lengths(features: Features, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how many features and tokens there are, how long the features are, and how many each label has."""
+def _lengths(features: Features) -> dict[str, Any]:
+    """Return how many features and tokens there are, and how long the features are."""
     lengths = features.lengths
     quantiles = {f"p{share}": int(np.percentile(lengths, share)) for share in (5, 50, 95)}
     spread = {
@@ -358,11 +367,7 @@ def _lengths(features: Features, facts: Mapping[str, Any]) -> dict[str, Any]:
         "max": int(lengths.max()),
         "mean": round(float(lengths.mean()), 1),
     }
-    counted = {"num_features": len(features), "num_tokens": int(lengths.sum()), "tokens_per_feature": spread}
-    if "label_names" in facts:
-        numbers = np.bincount(features.column("labels"), minlength=len(facts["label_names"]))
-        counted["num_per_label"] = dict(zip(facts["label_names"], numbers.tolist(), strict=True))
-    return counted
+    return {"num_features": len(features), "num_tokens": int(lengths.sum()), "tokens_per_feature": spread}
 
 
 def _warnings(report: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -374,6 +379,7 @@ def _warnings(report: Mapping[str, Mapping[str, Any]]) -> list[str]:
             found.append(f"data.{name}: {split['num_repeated']:,} examples repeat an earlier one")
         if absent := [label for label, number in split.get("num_per_label", {}).items() if not number]:
             found.append(f"data.{name}: no example of the labels {', '.join(absent)}")
+        found += split.get("weight_notes", ())
         if split.get("num_also_in_train"):
             found.append(f"data.{name}: {split['num_also_in_train']:,} examples stand in data.train too")
     return found

@@ -138,7 +138,7 @@ def test_a_hub_out_of_reach_is_a_missing_requirement_that_names_what_is_missing(
 
 def test_every_shipped_recipe_is_valid_and_opens_with_what_it_trains_and_its_command():
     recipes = names("recipes")
-    assert len(recipes) == 16
+    assert len(recipes) == 20
     for name in recipes:
         done = finelaunch("validate", name)
         assert done.returncode == 0, done.stderr

@@ -30,9 +30,11 @@ ORDER = (
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 HEAVY = {"torch", "transformers", "datasets", "evaluate", "accelerate", "peft", "deepspeed", "tensorboard"}
-HEAVY_FILES = {
-    f"training/{name}.py" for name in ("trainer", "arguments", "journal", "guards", "saving", "preemption", "loader")
-}
+HEAVY_NAMES = (
+    *("trainer", "arguments", "journal", "guards", "saving", "preemption", "loader"),
+    *("best", "epochs", "pacing"),
+)
+HEAVY_FILES = {f"training/{name}.py" for name in HEAVY_NAMES}
 """Files that are imported inside functions alone, or by each other."""
 
 

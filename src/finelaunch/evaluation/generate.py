@@ -1,7 +1,8 @@
 """Answers of a causal LM to prompts."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,7 @@ def generate(
     stop_ids: Sequence[int],
     batch_size: int = 8,
 ) -> list[str]:
-    """Return the answer to each prompt.
+    """Return the answer to each prompt; where nothing is drawn, the random states are left alone.
 
     Args:
         model: The model; left in the mode it was in.
@@ -62,22 +63,18 @@ def generate(
     import torch
     from transformers import set_seed
 
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = _positions(model)
     if num_virtual_tokens(model):
-        limit, batch_size = limit and max(limit - num_virtual_tokens(model), 1), 1
-    room = limit - how.max_new_tokens if limit else None
-    if room is not None and room < 1:
-        room = 1
-    if room is not None and any(len(prompt) > room for prompt in prompts):
-        warn(f"prompts of more than {room} tokens lose their beginning: the model has {limit} positions")
-    rows = [{"input_ids": np.asarray(prompt if room is None else prompt[-room:])} for prompt in prompts]
+        batch_size = 1
+    rows = [{"input_ids": np.asarray(prompt)} for prompt in fitted(model, prompts, how.max_new_tokens)]
+    draws = how.temperature >= MIN_TEMPERATURE
     drawn = {"do_sample": True, "temperature": how.temperature, "top_k": how.top_k, "top_p": how.top_p}
     greedy = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
-    training = model.training
-    model.eval()
-    set_seed(how.seed)
+    if draws:
+        set_seed(how.seed)
     answers = []
-    with torch.inference_mode(), warnings.catch_warnings():
+    # Not inference_mode: under ZeRO-3 weights are gathered into tensors that training goes on with.
+    with torch.no_grad(), _answering(model), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Position ids are not supported")  # without padding they say nothing
         for start in range(0, len(rows), batch_size):
             stop_if_asked()
@@ -90,11 +87,44 @@ def generate(
                 max_new_tokens=min(how.max_new_tokens, limit - length) if limit else how.max_new_tokens,
                 pad_token_id=tokenizer.pad_token_id,
                 eos_token_id=list(stop_ids),
-                **(drawn if how.temperature >= MIN_TEMPERATURE else greedy),
+                **(drawn if draws else greedy),
             )
             answers += tokenizer.batch_decode(tokens[:, length:], skip_special_tokens=True)
-    model.train(training)
     return [answer.strip() for answer in answers]
+
+
+@contextmanager
+def _answering(model: Any) -> Iterator[None]:
+    """Put ``model`` into evaluation mode and back into the mode it was in."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def fitted(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Sequence[int]]:
+    """Return the prompts that leave the model room for an answer: longer ones lose their first tokens, which is said.
+
+    Args:
+        model: The model.
+        prompts: Token ids of each prompt.
+        max_new_tokens: Longest answer, in tokens.
+    """
+    limit = _positions(model)
+    if limit is None:
+        return list(prompts)
+    room = max(limit - max_new_tokens, 1)
+    if any(len(prompt) > room for prompt in prompts):
+        warn(f"prompts of more than {room} tokens lose their beginning: the model has {limit} positions")
+    return [prompt[-room:] for prompt in prompts]
+
+
+def _positions(model: Any) -> int | None:
+    """Return how many tokens of text and answer the model has positions for; None where there is no limit."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    return limit and max(limit - num_virtual_tokens(model), 1)
 
 
 def num_virtual_tokens(model: Any) -> int:

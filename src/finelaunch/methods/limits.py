@@ -58,6 +58,13 @@ def method_faults(
         yield SettingError("activation_checkpointing", what, "", "leave it out")
 
 
+def packing_faults(section: "MethodSection") -> Iterator[SettingError]:
+    """Yield why a method does not train on packs, under keys of the recipe."""
+    if section.name in PROMPTS:
+        what = f"{section.name} drops the positions by which the documents of a pack are told apart"
+        yield SettingError("task.packing", what, "false", "or use lora")
+
+
 def scratch_note(method: "MethodSection", model: "ModelSection") -> str | None:
     """Return what is to be said of a method that holds a base of random weights; None where it does not."""
     if model.init != "scratch" or method.name not in ("feature_extraction", *ADAPTERS):

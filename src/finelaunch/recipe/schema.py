@@ -9,10 +9,12 @@ from finelaunch.data.section import REPLACED_WITH_PATH, SPLITS, DataSection
 from finelaunch.evaluation.section import EvaluationSection
 from finelaunch.methods import MethodSection
 from finelaunch.methods.full import FullSection
+from finelaunch.methods.limits import packing_faults
 from finelaunch.models.section import ModelSection
 from finelaunch.section.base import Section, SettingError
 from finelaunch.tasks import TaskSection
 from finelaunch.training.section import ANSWERS, TrainingSection
+from finelaunch.training.selection import selection_faults
 
 
 class Recipe(Section):
@@ -40,6 +42,12 @@ class Recipe(Section):
         if self.evaluation.metrics and self.task.name == "causal_lm":
             what = "has nothing to compare for causal_lm, which is measured by the loss of each answer"
             yield SettingError("evaluation.metrics", what, "", "leave it out")
+        if self.evaluation.sample_prompts and self.task.name != "causal_lm":
+            yield SettingError("evaluation.sample_prompts", f"{self.task.name} answers no prompts", "", "leave it out")
+        if getattr(self.task, "packing", False):
+            yield from packing_faults(self.method)
+        multi_label = getattr(self.task, "multi_label", False)
+        yield from selection_faults(self.task.name, multi_label, self.method.name, self.training)
 
 
 REPLACED: dict[str, tuple[str, ...]] = {

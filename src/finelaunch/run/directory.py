@@ -49,6 +49,7 @@ class RunDirectory:
         self.events = path / "events.jsonl"
         self.train_log = path / "train_log.jsonl"
         self.samples = path / "samples.jsonl"
+        self.answers = path / "answers.jsonl"
         self.lock = path / "lock.json"
         self.data_report = path / "data" / "data_report.json"
         self.checkpoints = path / "checkpoints"
