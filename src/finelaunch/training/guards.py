@@ -18,6 +18,7 @@ from finelaunch.run.directory import RunDirectory
 from finelaunch.run.ranks import Ranks, agree, gather
 from finelaunch.run.watch import alive
 from finelaunch.tasks.base import Example
+from finelaunch.tasks.packing import examples_of
 from finelaunch.training.placement import Placement
 from finelaunch.training.recorder import Forward, keep_weights, random_states, write_record
 
@@ -215,8 +216,9 @@ class Guard(TrainerCallback):
 
     def _ids(self, rows: Sequence[int]) -> list[str]:
         """Return the ids of the examples that rows come from; a negative one is that row without its targets."""
-        examples, numbers = self.examples(), self.features.column("example")
-        return [str(examples[int(numbers[max(row, ~row)])]["id"]) for row in rows]
+        examples = self.examples()
+        numbers = [examples_of(self.features, max(row, ~row)) for row in rows]
+        return ["+".join(str(examples[number]["id"]) for number in of_row) for of_row in numbers]
 
     def _from_where(self, checkpoint: str | None) -> str:
         """Return what a run can go on from, as a part of a sentence."""
