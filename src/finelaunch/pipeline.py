@@ -21,6 +21,7 @@ from finelaunch.reporting.rows import report_data, report_forgotten
 from finelaunch.run import log, signals
 from finelaunch.run.directory import RunDirectory, Stopwatch
 from finelaunch.run.files import read_lines, write_json, write_lines, write_text
+from finelaunch.run.imports import load_peft_alone
 from finelaunch.run.lock import STALE_SECONDS, RunLock
 from finelaunch.run.ranks import Gate, gather, on_first
 from finelaunch.run.stops import has_peer_stopped
@@ -137,6 +138,7 @@ def _end_from_outside(run: RunDirectory, lock: RunLock, why: str) -> None:
 def _follow(job: Job, run: RunDirectory, placement: Placement, gate: Gate) -> dict[str, Any]:
     """Run ``job`` on a rank that is not the first."""
     with signals.held():
+        load_peft_alone()
         log.quiet_libraries()  # loads what it needs while the first rank prepares
     gate.meet()
     try:
@@ -176,6 +178,7 @@ def _stages(
 ) -> dict[str, Any]:
     """Go through the stages of a run, on every rank."""
     with signals.held():
+        load_peft_alone()
         log.quiet_libraries()
         from finelaunch.evaluation.metrics import require_metrics
         from finelaunch.preparation import prepare
