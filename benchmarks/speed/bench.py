@@ -4,7 +4,7 @@
 loop; ``tuned`` the same with dynamic padding and length groups. All of them get the same model, rows, batch, seed and
 steps, each process is alone on the machine, and they take turns: ABC, BCA, CAB. First they must show that they do the
 same work (:mod:`equality`), and ours runs twice a turn, to tell differences from noise. With ``--device cuda`` the
-shapes of :mod:`gpu` are measured instead.
+shapes of :mod:`on_gpu` are measured instead.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import equality
-import gpu
+import on_gpu
 import page
 from contestants import Crash
 from figures import Results, floors, table
@@ -35,7 +35,9 @@ def read_options(given=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with imdb/, squad_v2/ and medquad/")
     parser.add_argument("--tasks", nargs="+", choices=SHAPES, default=list(SHAPES))
-    parser.add_argument("--models", nargs="+", choices=gpu.MODELS, help="shapes of random weights instead of the tasks")
+    parser.add_argument(
+        "--models", nargs="+", choices=on_gpu.MODELS, help="shapes of random weights instead of the tasks"
+    )
     parser.add_argument("--examples", type=Path, help="folder with the example scripts of transformers")
     parser.add_argument("--page", type=Path, help="page whose tables are replaced")
     parser.add_argument("--repetitions", type=int, default=3, help="turns of full trainings")
@@ -55,9 +57,9 @@ def read_options(given=None) -> argparse.Namespace:
     parser.add_argument("--timeout", type=float, default=1800.0, help="seconds after which a process is ended")
     options = parser.parse_args(given)
     if options.device == "cuda" and options.models is None:
-        options.models = list(gpu.MODELS)
+        options.models = list(on_gpu.MODELS)
     if options.models:
-        options.tasks = sorted({gpu.MODELS[name].task for name in options.models})
+        options.tasks = sorted({on_gpu.MODELS[name].task for name in options.models})
     for name in COUNTS:
         if getattr(options, name) < (name != "starts"):
             parser.error(f"--{name.replace('_', '-')} must be 1 or more")
@@ -135,13 +137,13 @@ def measure_tasks(bench: Bench, base: str) -> None:
 
 def measure_models(bench: Bench, base: str) -> None:
     """Measure the shapes of random weights, and report."""
-    options, lines = bench.options, [f"| {' | '.join(gpu.HEAD)} |", "| --- |" + " ---: |" * (len(gpu.HEAD) - 1)]
+    options, lines = bench.options, [f"| {' | '.join(on_gpu.HEAD)} |", "| --- |" + " ---: |" * (len(on_gpu.HEAD) - 1)]
     for name in options.models:
-        model = gpu.MODELS[name]
+        model = on_gpu.MODELS[name]
         say(f"{name}: writing rows and model below {bench.folder}")
         sizes = options.batch, options.steps, options.rows, options.evaluate, options.max_length or model.length
         work = write_work(model.task, bench.folder / name, options.data, base, *sizes, config=model.config)
-        lines += gpu.measure(bench, model, work)
+        lines += on_gpu.measure(bench, model, work)
     command = f"make bench, --models {' '.join(options.models)}"
     page.put(options.page, table_names(options)[0], lines, command, conditions(options))
 

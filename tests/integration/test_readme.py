@@ -49,7 +49,7 @@ def test_the_commands_run_in_order(tmp_path):
         )
         assert done.returncode == 0, (words, done.stderr)
         verbs.append(words[0])
-    assert verbs == ["recipes", "validate", "train", "evaluate", "predict"]
+    assert verbs == ["recipes", "validate", "data", "train", "evaluate", "predict"]
     assert done.stdout.strip() in REVIEWS
 
 

@@ -67,6 +67,9 @@ TRAIN = {
     "tokens_per_second",
     "peak_host_bytes",
     "peak_device_bytes",
+    "best_step",
+    "kept_step",
+    "stopped_early",
     "model_bytes",
 }
 

@@ -39,6 +39,8 @@ class _State:
     requested: str | None = None
     holding: bool = False
     noting: bool = False
+    has_run: bool = False
+    """A run of this process has begun before."""
     grace_seconds: float = DEAF_SECONDS
     timer_is_up: bool = False
     leaving: bool = False
@@ -107,8 +109,18 @@ def notes_only() -> bool:
 
 
 def raise_again() -> None:
-    """Raise signals as they come, as before any training; a process may make several runs."""
+    """Raise signals as they come, as before any training; a process may make several runs.
+
+    What came before the first of them is raised again: an exception in a callback of the interpreter's own, such as
+    that of a weak reference, does not get out of it.
+
+    Raises:
+        Interrupted: A signal came before the first run.
+    """
     _state.holding = _state.noting = False
+    if not _state.has_run:
+        _state.has_run = True
+        check()
     _state.requested = _state.first = _state.first_press = None
 
 

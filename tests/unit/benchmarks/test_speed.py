@@ -19,7 +19,7 @@ import contestants
 import equality
 import examples
 import figures
-import gpu
+import on_gpu
 from contestants import AGAIN, Call, Crash, Seen, words
 from figures import Results
 from rows import Work
@@ -164,19 +164,19 @@ def test_mfu_counts_what_is_multiplied_and_real_tokens_only(tmp_path, capsys):
     shape = {"vocab_size": 100, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = transformers.LlamaConfig(**shape, intermediate_size=32, tie_word_embeddings=False)
     model = transformers.LlamaForCausalLM(config)
-    total, looked_up = gpu.weights_of(model)
+    total, looked_up = on_gpu.weights_of(model)
     assert looked_up == 100 * 16  # the output layer, of the same size, is multiplied
     assert total == sum(parameter.numel() for parameter in model.parameters())
     config.save_pretrained(tmp_path)
-    gpu.main(tmp_path, "cpu")
+    on_gpu.main(tmp_path, "cpu")
     told = json.loads(capsys.readouterr().out)
     assert told["multiplied"] == total - looked_up
     assert told["peak"] > 1e8
     told |= {"peak": 1e9}
-    assert gpu.flops_per_token(told, 10.0) == 6.0 * told["multiplied"] + 12 * 2 * 16 * 10.0 / 2
+    assert on_gpu.flops_per_token(told, 10.0) == 6.0 * told["multiplied"] + 12 * 2 * 16 * 10.0 / 2
     results = Results("medquad", {"ours": [seen(0.001)], "plain": [seen(0.002)]})
-    ours, plain = gpu.lines("a model", told, results)
-    share = 980.0 * gpu.flops_per_token(told, 196 / 8) / 1e9
+    ours, plain = on_gpu.lines("a model", told, results)
+    share = 980.0 * on_gpu.flops_per_token(told, 196 / 8) / 1e9
     assert ours == f"| a model | ours | 40.00 | 980 | {share:.1%} | 1.00 GB | - |"
     assert plain.endswith("| 2.00 (2.00 to 2.00) |")
 
@@ -204,8 +204,9 @@ def test_a_stop_leaves_no_process(tmp_path, number):
     child = "import os, subprocess; p = subprocess.Popen(['sleep', '300'])"
     child += "; open('pids', 'w').write(f'{os.getpid()} {p.pid} '); p.wait()"
     code = f"""
-import sys
+import signal, sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background of a shell
 sys.path[:0] = [{str(SPEED)!r}, {str(SPEED.parent)!r}]
 import bench, contestants
 here = Path({str(tmp_path)!r})
@@ -248,7 +249,7 @@ def test_a_quick_run_says_so(tmp_path):
     usual = bench.read_options(["--data", str(tmp_path)])
     assert "quick" not in bench.conditions(usual)
     assert "**a quick run**" in bench.conditions(bench.read_options(["--data", str(tmp_path), "--steps", "3"]))
-    assert bench.read_options(["--data", str(tmp_path), "--device", "cuda"]).models == list(gpu.MODELS)
+    assert bench.read_options(["--data", str(tmp_path), "--device", "cuda"]).models == list(on_gpu.MODELS)
 
 
 @pytest.mark.parametrize("given", [["--steps", "0"], ["--tasks", "mnli"], ["--examples", "nowhere"], ["--page"]])
