@@ -4,6 +4,7 @@ prepared data -> base figures -> method -> training -> figures -> model and pred
 """
 
 import json
+import socket
 import sys
 from collections.abc import Collection
 from contextlib import nullcontext, suppress
@@ -87,7 +88,7 @@ def train_recipe(job: Job, run: RunDirectory, allow_change: Collection[str] = ()
             run.begin(recipe, launch, sys.argv)
         run.note(profile=job.profile_name)
         log.set_up(run.log)
-        run.record("started")
+        run.record("started", host=socket.gethostname())
         signals.before_end(lambda why: _end_from_outside(run, lock, why))
         try:
             if job.profile.target == "slurm":
@@ -189,6 +190,7 @@ def _stages(
     prepared = prepare(recipe.data, recipe.model, task, recipe.task.model_dump(mode="json"), job.document)
     if run.writes:
         refuse_changed_data(run, prepared, allow_change)
+        _note_other_validation(run, prepared)
         report_data(run, prepared, seconds.lap("prepare"))
     gate.open()
 
@@ -200,6 +202,17 @@ def _stages(
         run.note(ranks=take_seats(placement, job.ranks, job.profile.target == "slurm"))
     with watching(run.log, placement.collective_timeout_seconds):
         return _train(job, run, placement, task, prepared, allow_change, seconds)
+
+
+def _note_other_validation(run: RunDirectory, prepared: "Prepared") -> None:
+    """Say where the run goes on with other validation rows: figures on them do not compare with those before."""
+    before = run.read_manifest().get("data", {}).get("validation", {}).get("fingerprint") if run.has_trained() else None
+    if before not in (None, prepared.report["splits"]["validation"]["fingerprint"]):
+        run.record("validation_changed")
+        text = (
+            "data.validation has other rows than before: the best step and patience go by what is measured from here on"
+        )
+        log.warn(text) if run.warn(text) else None
 
 
 def _train(

@@ -46,7 +46,10 @@ def evaluate_again(
     finished = load_finished(folder, base)
     examples: list[Example] = []
     for source, rows in read:
-        checked = finished.task.read(rows, source.section.columns, finished.facts)
+        columns = source.section.columns
+        if file is not None and not set(columns.values()) & set(rows.rows[0]):
+            columns = {}  # the run's own rows had other names for them
+        checked = finished.task.read(rows, columns, finished.facts)
         drawn = [checked[index] for index in draw(len(checked), source.section.max_samples, seed)]
         examples += of_source(source, drawn)
     encoded = finished.task.encode(examples, finished.tokenizer)

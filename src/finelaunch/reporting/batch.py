@@ -20,6 +20,7 @@ from finelaunch.tasks.base import IGNORED
 from finelaunch.tasks.conversations import is_text
 from finelaunch.tasks.packing import LENGTHS, examples_of, is_packed
 from finelaunch.training.placement import Placement, batch_arithmetic
+from finelaunch.training.train import num_steps
 
 UNCUT = 1 << 30
 """A ``task.max_length`` that cuts nothing."""
@@ -125,6 +126,9 @@ class ShownSplit:
         sampler = GlobalBatchSampler(
             self.features.lengths, section.global_batch_size, size, section.seed, window, world_size=ranks
         )
+        if number > (total := num_steps(sampler, section)):
+            what = f"there is no step {number:,}: the training has {total:,}"
+            raise BadInput(Problem("command line", "--batch", what, f"1 to {total:,}"))
         epoch, step = divmod(number - 1, sampler.num_global_batches)
         batches = sampler.global_batches(epoch)
         rows = sampler.micro_batches(batches[step])[0][::ranks].tolist()

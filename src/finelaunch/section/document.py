@@ -132,7 +132,8 @@ def read_value(text: str, name: str, path: Path) -> Any:
         value = None if node is None else reader.read(node, path, ())
     except BadInput as error:
         cause = error.problems[0].what.removeprefix("not YAML: ")
-        raise BadInput(Problem(name, dotted(path), f"{text!r:.80} is not a YAML value", "", cause)) from None
+        remedy = """put each text in double quotes, and all of it in single ones: KEY='"…"', or KEY='["…", "…"]'"""
+        raise BadInput(Problem(name, dotted(path), f"{text!r:.80} is not a YAML value", cause, remedy)) from None
     if reader.problems:
         raise BadInput([replace(problem, origin=name) for problem in reader.problems])
     return value

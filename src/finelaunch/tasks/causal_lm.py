@@ -93,10 +93,10 @@ class CausalLM:
         return {"id": identity, "messages": [{"role": TEXT, "content": text_in(inputs, "text")}], "topic": ""}
 
     def group(self, example: Example) -> tuple[str, str]:
-        """Return the topic where there is one, else the prompt or text, so that one question stays on one side."""
+        """Return the topic where there is one, else the text or first question, so that a conversation stays whole."""
         messages = example["messages"]
-        asked = messages[-1] if is_text(messages) else messages[-2]
-        return example["topic"] or " ".join(asked["content"].split()), ""
+        first = next((message for message in messages if message["role"] == "user"), messages[-1])
+        return example["topic"] or " ".join(first["content"].split()), ""
 
     def encode(self, examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase") -> Encoded:
         """Return features with ``labels`` as long as ``input_ids`` and -100 outside the answers.

@@ -118,11 +118,27 @@ class TextClassification:
         return [name for one in values if (name := label_name(one)) is not None]
 
     def read(self, rows: Rows, given: Mapping[str, str], facts: Mapping[str, Any]) -> list[Example]:
-        """Return examples ``{id, text}`` with what :meth:`targets` makes of the label."""
+        """Return examples ``{id, text}`` with what :meth:`targets` makes of the label.
+
+        Numbers of a source that numbers the same names otherwise are read by its names, and refused where the recipe
+        states its own order of them. Other names in the recipe are new names of the numbers.
+        """
         names, known = self.columns_in(rows, given), Labels(facts["label_names"])
+        own = rows.class_names or ()
+        is_alike = all(known.numbers.get(name, number) == number for number, name in enumerate(own))
+        is_stated = self.section.label_names is not None
+        if is_alike or (is_stated and set(own) != set(known.numbers)):
+            own = ()
 
         def read(row: Mapping[str, Any]) -> Example:
-            return {"text": text_in(row, names["text"]), **self.targets(row.get(names["label"]), names["label"], known)}
+            given = row.get(names["label"])
+            label = _by_name(given, own)
+            if is_stated and label != given:
+                what = f"{given!r:.60} is {label!r:.80} by the data's own names, and task.label_names has another order"
+                raise RowError(
+                    names["label"], what, "", "list task.label_names in the order of the data, or leave it out"
+                )
+            return {"text": text_in(row, names["text"]), **self.targets(label, names["label"], known)}
 
         return check_rows(rows, read)
 
@@ -307,6 +323,14 @@ def label_name(label: Any) -> str | None:
     if isinstance(label, float) and label.is_integer():
         return str(int(label))
     return str(label) if isinstance(label, int) or (isinstance(label, str) and label.strip()) else None
+
+
+def _by_name(label: Any, names: Sequence[str]) -> Any:
+    """Return ``label``, the numbers in it as those of ``names`` that they stand for."""
+    if isinstance(label, list):
+        return [_by_name(one, names) for one in label]
+    is_one = isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(names)
+    return names[label] if is_one else label
 
 
 def is_number(name: str) -> bool:

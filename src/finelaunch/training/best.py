@@ -233,8 +233,9 @@ class Selection(TrainerCallback):
 
     def _is_exact(self, found: Checkpoint, placement: Placement) -> bool:
         """Return whether this process must come to the very figures of the one that wrote ``found``."""
-        wrote, here = found.content, versions()
-        if any(event.get("event") == "changed" for event in read_lines(self.run.events)):
+        wrote, here, events = found.content, versions(), read_lines(self.run.events)
+        hosts = {event["host"] for event in events if event.get("event") == "started" and "host" in event}
+        if len(hosts) > 1 or any(event.get("event") == "changed" for event in events):
             return False
         if any(NOT_EXACT in text for text in self.run.read_manifest().get("warnings", [])):
             return False

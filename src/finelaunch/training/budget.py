@@ -235,8 +235,8 @@ def make_plan(
     epoch = sampler.num_global_batches
     evaluations = {"no": None, "epoch": epoch, "steps": section.eval_steps}[section.eval_strategy]
     checkpoints = {"no": None, "epoch": epoch, "steps": section.save_steps}[section.save_strategy]
-    if checkpoints is None and section.load_best_model_at_end:
-        checkpoints = evaluations
+    if section.load_best_model_at_end:  # any evaluation may be the best so far, and is saved then
+        checkpoints = min(every for every in (checkpoints, evaluations) if every)
     recurring = (
         Recurring(measured.evaluation[0], evaluations),
         Recurring(measured.checkpoint[0], checkpoints),

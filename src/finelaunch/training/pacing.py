@@ -223,9 +223,10 @@ class Pace(TrainerCallback):
         return num_bytes / WRITTEN_BYTES_PER_SECOND, f"{num_bytes:,} bytes at {WRITTEN_BYTES_PER_SECOND / 1e6:g} MB/s"
 
     def _answers(self) -> tuple[float, str]:
-        if not self.journal.left_out:
-            return 0.0, "none were measured"
-        return self.journal.left_out[-1], "measured with the model as it was"
+        if self.journal.left_out:
+            return self.journal.left_out[-1], "measured with the model as it was"
+        before = [event["seconds"] for event in read_lines(self.run.events) if event.get("event") == "answered"]
+        return (before[-1], "measured by an earlier start") if before else (0.0, "none were measured")
 
 
 def pace_of(
@@ -270,8 +271,11 @@ def _course(section: TrainingSection, run: RunDirectory, chosen: Continued, step
         run.note(time_budget=None)
     if plans:
         return plans, plans[0].since_step
-    starts = [event["from_step"] for event in read_lines(run.events) if event.get("event") == "training"]
-    return (), min([step, *starts]) if is_own else step
+    begun = step
+    for event in read_lines(run.events) if is_own else ():
+        if event.get("event") == "training":
+            begun = event["from_step"] if event.get("foreign") else min(begun, event["from_step"])
+    return (), begun
 
 
 def learning_rate_rule(args: TrainingArguments, num_steps: int) -> Callable[[int], float]:

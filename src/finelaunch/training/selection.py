@@ -42,14 +42,18 @@ class Best:
 def course(events: Iterable[Mapping[str, Any]]) -> Course:
     """Return what was measured on the course that the run is on.
 
-    What was measured after a step that a later start went back behind is of a course that was given up.
+    What was measured after a step that a later start went back behind is of a course that was given up, as is all that
+    was measured before a start from the checkpoint of another run, or on other validation rows.
     """
     made: dict[int, Mapping[str, float]] = {}
     for event in events:
         if event.get("event") == "evaluated":
             made[event["step"]] = event["validation"]
         elif event.get("event") == "training":
-            made = {step: figures for step, figures in made.items() if step <= event["from_step"]}
+            reached = -1 if event.get("foreign") else event["from_step"]
+            made = {step: figures for step, figures in made.items() if step <= reached}
+        elif event.get("event") == "validation_changed":
+            made = {}
     return dict(sorted(made.items()))
 
 
@@ -63,11 +67,12 @@ def patience_ends(measured: Course, metric: str, patience: int, threshold: float
     """Return the step of the evaluation at which ``patience`` has run out, if it has.
 
     An evaluation counts as better where it beats all before it by more than ``threshold``, as in transformers'
-    ``EarlyStoppingCallback``.
+    ``EarlyStoppingCallback``. One without the figure does not count: the rows were others then.
     """
     best, waited = None, 0
     for step, figures in measured.items():
-        value = figures[metric]
+        if (value := figures.get(metric)) is None:
+            continue
         waited = 0 if best is None or gain(metric, value, best) > threshold else waited + 1
         if best is None or gain(metric, value, best) > 0:
             best = value

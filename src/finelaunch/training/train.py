@@ -168,7 +168,8 @@ def train(
             return
         begun.append(True)
         name, lost = checkpoint.path.name if checkpoint else None, num_lost_steps(run, step)
-        run.record("training", from_step=step, steps=steps, checkpoint=name, lost_steps=lost)
+        foreign = {"foreign": True} if chosen.is_foreign else {}
+        run.record("training", from_step=step, steps=steps, checkpoint=name, lost_steps=lost, **foreign)
         if checkpoint is None and on_untrained is not None:
             on_untrained(trainer.measured_model)
 

@@ -340,6 +340,11 @@ def test_another_path_takes_no_columns_along_but_the_number_of_samples(tmp_path:
         ("launch=cpu", "command line: 'launch=cpu' is not key=value"),
         (".".join("a" * 10_000) + "=1", "command line: 'a.a.a.a"),
         ("training.seed=[", "command line: training.seed: '[' is not a YAML value; "),
+        (
+            "task.label_separator=,",
+            "command line: task.label_separator: ',' is not a YAML value; while parsing a block node, expected the "
+            "node content, but found ','; put each text in double quotes, and all of it in single ones: ",
+        ),
         ("training.seed=!!int 5", "command line: training.seed: the tag 'tag:yaml.org,2002:int'; plain values only"),
         ("training={seed: 1, seed: 2}", "command line: training.seed: stands twice"),
         ("training.seed=.nan", "command line: training.seed: .nan is not a finite number"),

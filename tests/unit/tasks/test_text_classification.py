@@ -42,12 +42,18 @@ def labelled(data: Rows, **settings: Any) -> tuple[list[str], list[int]]:
         (rows("good", "bad", class_names=("bad", "good")), {}, ["bad", "good"], [1, 0]),
         (rows(1, "good", 0), {"label_names": ["good", "bad"]}, ["good", "bad"], [1, 0, 0]),
         (rows("1", "0"), {"label_names": ["good", "bad"]}, ["good", "bad"], [1, 0]),
-        (rows("x", 0, class_names=("x", "y")), {"label_names": ["y", "x"]}, ["y", "x"], [1, 0]),
+        (rows("x", "y", class_names=("x", "y")), {"label_names": ["y", "x"]}, ["y", "x"], [1, 0]),
+        (rows("A", 0, class_names=("x", "y")), {"label_names": ["B", "A"]}, ["B", "A"], [1, 0]),
         (rows(*range(500)), {}, [str(number) for number in range(500)], list(range(500))),
     ],
 )
 def test_labels(data: Rows, settings: dict[str, Any], names: list[str], numbers: list[int]) -> None:
     assert labelled(data, **settings) == (names, numbers)
+
+
+def test_numbers_that_the_recipe_orders_otherwise_than_the_data_are_refused() -> None:
+    with pytest.raises(BadInput, match=r"0 is 'x' by the data's own names, and task\.label_names has another order"):
+        labelled(rows("x", 0, class_names=("x", "y")), label_names=["y", "x"])
 
 
 def test_the_order_of_labels_is_not_that_of_the_rows() -> None:
@@ -65,6 +71,22 @@ def test_the_training_rows_settle_the_labels_of_the_others() -> None:
     numbers = own.facts(rows(1, 2, 5), {})
     with pytest.raises(BadInput, match="0 is not a label; one of 1, 2, 5; "):
         own.read(rows(0), {}, numbers)
+
+
+def test_numbers_of_a_source_that_numbers_the_labels_otherwise_are_read_by_its_names() -> None:
+    own = task()
+    facts = own.facts(rows(0, 1, class_names=("bad", "good")), {})
+
+    def read(*labels: Any, class_names: tuple[str, ...]) -> list[int]:
+        return [example["label"] for example in own.read(rows(*labels, class_names=class_names), {}, facts)]
+
+    assert read(0, 1, "good", class_names=("good", "bad")) == [1, 0, 1]
+    assert read(0, 1, class_names=("bad", "good", "mixed")) == [0, 1]
+    assert read(0, 1, class_names=("neg", "pos")) == [0, 1]
+    with pytest.raises(BadInput, match="'mixed' is not a label; one of bad, good"):
+        read(2, 0, class_names=("mixed", "good", "bad"))
+    with pytest.raises(BadInput, match="-1 is not a label"):
+        read(0, -1, class_names=("good", "bad"))
 
 
 @pytest.mark.parametrize(

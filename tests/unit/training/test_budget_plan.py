@@ -237,6 +237,31 @@ def test_a_plan_from_a_checkpoint_of_another_run_is_kept_there_and_nowhere_befor
 def test_what_was_stopped_before_its_plan_counts_from_the_first_step_of_the_run(run):
     run.record("training", from_step=0)
     assert (course(run, 6).since_step, course(run, 6).is_measuring) == (0, True)
+    run.record("training", from_step=4, foreign=True)
+    run.record("training", from_step=6)
+    assert course(run, 8).since_step == 4, "what the run made before it began from another one is of another course"
+
+
+def test_answers_of_an_earlier_start_count_where_none_were_asked_since(run):
+    from types import SimpleNamespace
+
+    pace = course(run, 6)
+    pace.join(None, SimpleNamespace(left_out=[]), print)
+    assert pace._answers()[0] == 0
+    run.record("answered", step=0, seconds=1.5)
+    assert pace._answers() == (1.5, "measured by an earlier start")
+    pace.join(None, SimpleNamespace(left_out=[4.0, 2.0]), print)
+    assert pace._answers()[0] == 2
+
+
+def test_with_the_best_step_kept_every_evaluation_counts_as_saved():
+    measured = Measured(8.0, 10.0, (0.0, ""), (3.0, ""), (0.0, ""))
+    rhythm = {"eval_strategy": "steps", "eval_steps": 5, "time_budget_minutes": 1.0}
+    plans = [
+        make_plan(section(load_best_model_at_end=best, **rhythm), sampler(), 400, 0, 0, measured)
+        for best in (False, True)
+    ]
+    assert plans[1].num_steps < plans[0].num_steps
 
 
 def test_too_few_steps_are_all_made_and_it_is_said_once(run, caplog):

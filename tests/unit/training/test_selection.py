@@ -50,6 +50,20 @@ def test_what_was_measured_beyond_the_step_that_a_start_goes_back_to_does_not_co
     assert course([*first, training(0)]) == {}
 
 
+def test_only_what_was_measured_since_a_start_from_another_run_counts() -> None:
+    before = [training(0), evaluated(2, 0.5), evaluated(4, 0.1)]
+    foreign = [*before, {**training(4), "foreign": True}]
+    assert course(foreign) == {}
+    assert list(course([*foreign, evaluated(6, 0.3), training(6), evaluated(8, 0.2)])) == [6, 8]
+    assert list(course([*before, {"event": "validation_changed"}, training(4), evaluated(4, 0.3)])) == [4]
+
+
+def test_an_evaluation_without_the_figure_does_not_count_for_patience() -> None:
+    found = {5: {"loss": 0.1}, **measured(0.2, 0.3)}
+    assert patience_ends(found, "f1", 1, 0.0) == 20
+    assert patience_ends({5: {"loss": 0.1}}, "f1", 1, 0.0) is None
+
+
 @pytest.mark.parametrize("metric", ["loss", "f1"])
 def test_the_best_is_by_the_direction_of_the_figure_and_the_earlier_of_equal_ones(metric: str) -> None:
     found = ranking(measured(0.5, 0.25, 0.75, 0.25), metric)
