@@ -223,6 +223,8 @@ class Selection(TrainerCallback):
             return
         off = abs(figures["loss"] - recorded["loss"]) / max(abs(recorded["loss"]), 1e-12)
         limit = LOSS_TOLERANCE.get(placement.precision, _LOSS_TOLERANCE_OF_OTHERS)
+        if any("launch.precision" in event.get("keys", ()) for event in read_lines(self.run.events)):
+            limit = _LOSS_TOLERANCE_OF_OTHERS
         name = differing[0]
         text = f"{found.path}: measured again, its weights give {name} {figures.get(name)!r}, not {recorded[name]!r}"
         if off > limit or self._is_exact(found, placement):
