@@ -149,8 +149,9 @@ def refuse_mixing(
     """
     for why in gather(_why_mixed(model, tokenizer, batch_size, precision, is_whole)):
         if why:
-            kind = getattr(model.config, "_attn_implementation", None) or "its own"
-            what = f"{model.config.model_type} ({kind} attention) cannot be trained in packs: {why}"
+            config = getattr(model, "module", model).config  # DeepSpeed's engine has settings of its own under that name
+            kind = getattr(config, "_attn_implementation", None) or "its own"
+            what = f"{config.model_type} ({kind} attention) cannot be trained in packs: {why}"
             remedy = "task.packing=false" + (", or launch.per_device_batch_size=1" if "flash" in kind else "")
             raise BadInput(Problem("recipe", "task.packing", what, "", remedy))
 
