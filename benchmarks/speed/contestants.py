@@ -36,7 +36,8 @@ class Call:
     Args:
         contestant: ``ours``, ``plain``, ``tuned`` or ``ours again``.
         rows: ``few`` or ``many``.
-        max_steps: Steps, where it is not one epoch.
+        steps: Steps of an epoch, of which two are made, the second one to be timed; 0: one epoch that is not timed.
+        max_steps: Steps, where they are not whole epochs.
         start_only: Neither evaluate nor save.
         batch: Rows of a step.
         check: Losses are written down, and answers are searched among real tokens only.
@@ -47,6 +48,7 @@ class Call:
 
     contestant: str
     rows: str = "few"
+    steps: int = 0
     max_steps: int = -1
     start_only: bool = False
     batch: int = 8
@@ -100,6 +102,8 @@ def words(work: Work, call: Call, out: Path) -> list[str]:
         "batch": call.batch,
         "max-length": work.max_length,
         "learning-rate": work.shape.learning_rate,
+        "epochs": 2 if call.steps else 1,
+        "save-steps": 2 * call.steps,
         "max-steps": call.max_steps,
     }
     line = [sys.executable, str(HERE / "scripts" / work.shape.script)]
@@ -126,11 +130,11 @@ def _recipe_words(work: Work, call: Call, model: Path, validation: Path, out: Pa
         "training": {
             "global_batch_size": call.batch,
             "learning_rate": work.shape.learning_rate,
-            "num_train_epochs": 1,
+            "num_train_epochs": 2 if call.steps else 1,
             "max_steps": call.max_steps,
             "logging_steps": 1 if call.check else 500,
             "eval_strategy": "no",
-            "save_strategy": "no" if call.start_only else "epoch",
+            **_saves(call),
         },
         "evaluation": {"base": False},
     }
@@ -141,6 +145,13 @@ def _recipe_words(work: Work, call: Call, model: Path, validation: Path, out: Pa
     precision = ["launch.precision=bf16"] if call.device == "cuda" else []
     profile = ["--on", "gpu" if call.device == "cuda" else "cpu", f"launch.per_device_batch_size={call.batch}"]
     return [str(file), *profile, *precision, "--run-dir", str(out)]
+
+
+def _saves(call: Call) -> dict:
+    """Return when a checkpoint is written: after the last step, so that nothing of it falls into what is timed."""
+    if call.start_only:
+        return {"save_strategy": "no"}
+    return {"save_strategy": "steps", "save_steps": 2 * call.steps} if call.steps else {"save_strategy": "epoch"}
 
 
 def environment(caches: Path, device: str, threads: int) -> dict[str, str]:

@@ -81,13 +81,14 @@ def converted(work: Work, rows: list[dict]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def words(work: Work, script: Path, files: Path, out: Path, batch: int, device: str) -> list[str]:
+def words(work: Work, script: Path, files: Path, out: Path, batch: int, steps: int, device: str) -> list[str]:
     """Return the command line of a script."""
     line = [sys.executable, str(script), "--model_name_or_path", str(work.model)]
     line += ["--train_file", str(files / "few.json"), "--validation_file", str(files / "validation.json")]
     line += ["--do_train", "--do_eval", "--output_dir", str(out), "--seed", "42"]
     line += ["--per_device_train_batch_size", str(batch), "--per_device_eval_batch_size", "32"]
-    line += ["--learning_rate", str(work.shape.learning_rate), "--num_train_epochs", "1", "--save_strategy", "epoch"]
+    line += ["--learning_rate", str(work.shape.learning_rate), "--num_train_epochs", "2"]
+    line += ["--save_strategy", "steps", "--save_steps", str(2 * steps)]
     line += ["--bf16"] if device == "cuda" else ["--use_cpu"]
     length = str(work.max_length)
     own = {

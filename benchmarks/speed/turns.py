@@ -46,7 +46,9 @@ class Bench:
         found: dict[str, list[Seen]] = {}
         for turn in range(self.options.repetitions):
             for name in rotated(CONTESTANTS, turn):
-                call = Call(name, start_only=True, batch=work.batch, device=self.options.device)
+                call = Call(
+                    name, steps=self.options.steps, start_only=True, batch=work.batch, device=self.options.device
+                )
                 seen = self.run(work, call, f"rates-{name}-{turn}", self.folder / f"caches-{work.name}" / name)
                 shutil.rmtree(seen.out, ignore_errors=True)
                 found.setdefault(name, []).append(seen)
@@ -81,7 +83,7 @@ class Bench:
             shutil.rmtree(caches, ignore_errors=True)
 
     def trainings(self, work: Work, results: Results) -> None:
-        """Train an epoch of the few rows with every contestant, in turns."""
+        """Train two epochs of the few rows with every contestant, in turns."""
         contestants = [*CONTESTANTS, AGAIN]
         if self.options.examples is not None:
             contestants.append(EXAMPLE)
@@ -93,7 +95,8 @@ class Bench:
                 )
                 if name != EXAMPLE:
                     keep = name == "plain" and turn == 0
-                    call = Call(name, batch=work.batch, device=self.options.device, keep_logits=keep)
+                    steps, device = self.options.steps, self.options.device
+                    call = Call(name, steps=steps, batch=work.batch, device=device, keep_logits=keep)
                     seen = self.run(work, call, label, caches)
                 elif results.example:
                     continue
@@ -129,7 +132,7 @@ class Bench:
         if script is None:
             raise Crash(f"{self.options.examples} has no {work.shape.example}")
         files, out = examples.prepare(work, self.folder), self.folder / f"{work.name}-{label}"
-        line = examples.words(work, script, files, out, work.batch, self.options.device)
+        line = examples.words(work, script, files, out, work.batch, self.options.steps, self.options.device)
         own = environment(caches, self.options.device, self.options.threads)
         seen = run_line(line, own, out, self.options.timeout, work.shape.example, cwd=files)
         return self.weighed(replace(seen, metrics=examples.figures(out)))

@@ -33,6 +33,8 @@ def read_options():
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--max-length", type=int, required=True)
     parser.add_argument("--learning-rate", type=float, required=True)
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--save-steps", type=int, default=0, help="0: after the epoch")
     parser.add_argument("--max-steps", type=int, default=-1)
     parser.add_argument("--tuned", action="store_true", help="pad to the longest row, group rows by length")
     parser.add_argument("--start-only", action="store_true", help="neither evaluate nor save")
@@ -53,9 +55,10 @@ def training_arguments(options):
         per_device_train_batch_size=options.batch,
         per_device_eval_batch_size=32,
         learning_rate=options.learning_rate,
-        num_train_epochs=1,
+        num_train_epochs=options.epochs,
         max_steps=options.max_steps,
-        save_strategy="no" if options.start_only else "epoch",
+        save_strategy="no" if options.start_only else "steps" if options.save_steps else "epoch",
+        save_steps=options.save_steps or 500,
         bf16=options.bf16,
         use_cpu=not torch.cuda.is_available(),
         optim="adamw_torch_fused",

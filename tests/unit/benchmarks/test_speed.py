@@ -29,10 +29,13 @@ SPEED = Path(bench.__file__).parent
 
 
 def probe(seconds_a_place: float, lengths, warm_up: float = 0.0) -> dict:
-    """Return what the probe sees of steps of 2 rows, padded to a length, that take as long as they have places."""
+    """Return what the probe sees of two epochs of 2 rows a step, padded to a length, whose time is that of the places.
+
+    The steps of the first epoch take ``warm_up`` seconds more.
+    """
     ends, inputs, now = [], [], 100.0
-    for step, length in enumerate(lengths):
-        now += 2 * length * seconds_a_place + (warm_up if step < figures.WARM_UP_STEPS else 0.0)
+    for extra, length in [(extra, length) for extra in (warm_up, 0.0) for length in lengths]:
+        now += 2 * length * seconds_a_place + extra
         ends.append(now)
         inputs.append([2, 2 * length, 2 * length - 1])
     return {"steps": ends, "inputs": inputs, "losses": [], "saves": [0.5], "laps": {}}
@@ -44,11 +47,11 @@ def seen(seconds_a_place: float = 0.001, lengths=(10, 20, 30, 40), laps=None, **
 
 
 @pytest.mark.parametrize("lengths", [(10, 20, 30, 40), (40, 30, 20, 10), (10, 40, 20, 30)])
-def test_rates_depend_neither_on_the_order_of_the_rows_nor_on_the_first_steps(lengths):
+def test_rates_are_those_of_every_row_once_after_an_epoch_of_warming_up(lengths):
     samples, tokens = figures.rates(probe(0.001, lengths, warm_up=3.0))
     assert samples == pytest.approx(8 / 0.2)
     assert tokens == pytest.approx(196 / 0.2)
-    assert figures.rates(probe(0.001, (10,))) == (0.0, 0.0)
+    assert figures.rates({"steps": [1.0], "inputs": [[2, 10, 9]]}) == (0.0, 0.0)
 
 
 def test_ratios_are_those_of_pairs_and_more_than_one_is_better():
@@ -150,12 +153,12 @@ def test_rows_are_converted_for_the_example_scripts(tmp_path):
 )
 def test_the_example_scripts_are_called_as_they_expect(tmp_path, task, flags):
     work = Work(task, tmp_path, 8, 256)
-    line = " ".join(examples.words(work, Path("run.py"), tmp_path, tmp_path / "out", 8, "cpu"))
+    line = " ".join(examples.words(work, Path("run.py"), tmp_path, tmp_path / "out", 8, 6, "cpu"))
     assert flags in line
     assert f"--train_file {tmp_path / 'few.json'}" in line
     assert "--do_train --do_eval" in line
     assert "--use_cpu" in line
-    assert "--bf16" in " ".join(examples.words(work, Path("run.py"), tmp_path, tmp_path / "out", 8, "cuda"))
+    assert "--bf16" in " ".join(examples.words(work, Path("run.py"), tmp_path, tmp_path / "out", 8, 6, "cuda"))
 
 
 def test_mfu_counts_what_is_multiplied_and_real_tokens_only(tmp_path, capsys):
