@@ -36,7 +36,6 @@ class Call:
     Args:
         contestant: ``ours``, ``plain``, ``tuned`` or ``ours again``.
         rows: ``few`` or ``many``.
-        steps: Steps of an epoch, of which two are made, the second one to be timed; 0: one epoch that is not timed.
         max_steps: Steps, where they are not whole epochs.
         start_only: Neither evaluate nor save.
         batch: Rows of a step.
@@ -44,11 +43,11 @@ class Call:
         order: The batches, where they are given.
         device: ``cpu`` or ``cuda``.
         keep_logits: Keep those of the validation rows.
+        steps: Steps of an epoch, of which two are made, the second one to be timed; 0: one epoch that is not timed.
     """
 
     contestant: str
     rows: str = "few"
-    steps: int = 0
     max_steps: int = -1
     start_only: bool = False
     batch: int = 8
@@ -56,6 +55,7 @@ class Call:
     order: Path | None = None
     device: str = "cpu"
     keep_logits: bool = False
+    steps: int = 0
 
 
 @dataclass

@@ -22,7 +22,7 @@ def check(
     seen: dict[str, Seen] = {}
     for name in CONTESTANTS:
         order = None if name == "ours" else seen["ours"].out / "samples.jsonl"
-        call = Call(name, "many", steps, start_only=True, batch=BATCH, check=True, order=order, device=device)
+        call = Call(name, "many", max_steps=steps, start_only=True, batch=BATCH, check=True, order=order, device=device)
         seen[name] = run(work, call, folder / f"{work.name}-check-{name}", caches / name, timeout, threads)
     return seen
 

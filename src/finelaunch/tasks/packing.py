@@ -149,7 +149,7 @@ def refuse_mixing(
     """
     for why in gather(_why_mixed(model, tokenizer, batch_size, precision, is_whole)):
         if why:
-            config = getattr(model, "module", model).config  # DeepSpeed's engine has settings of its own under that name
+            config = getattr(model, "module", model).config  # DeepSpeed's engine has its own settings there
             kind = getattr(config, "_attn_implementation", None) or "its own"
             what = f"{config.model_type} ({kind} attention) cannot be trained in packs: {why}"
             remedy = "task.packing=false" + (", or launch.per_device_batch_size=1" if "flash" in kind else "")
