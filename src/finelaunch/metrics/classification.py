@@ -34,21 +34,13 @@ def classification_metrics(labels: ArrayLike, predictions: ArrayLike, label_name
         raise ValueError(f"expected as many predictions as labels, at least one, got {len(predicted)} and {len(true)}")
     confusion = np.bincount(true * len(names) + predicted, minlength=len(names) ** 2).reshape(len(names), len(names))
     right, support, guesses = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
-    precision, recall, f1 = _ratio(right, guesses), _ratio(right, support), _ratio(2 * right, support + guesses)
+    precision, recall, f1 = ratio(right, guesses), ratio(right, support), ratio(2 * right, support + guesses)
     accuracy = float(right.sum() / len(true))
     return {
         "accuracy": accuracy,
         "f1_macro": float(f1[support + guesses > 0].mean()),
         "f1_micro": accuracy,
-        "per_class": {
-            name: {
-                "precision": float(precision[i]),
-                "recall": float(recall[i]),
-                "f1": float(f1[i]),
-                "support": int(support[i]),
-            }
-            for i, name in enumerate(names)
-        },
+        "per_class": per_class(names, precision, recall, f1, support),
         "confusion_matrix": confusion.tolist(),
     }
 
@@ -62,5 +54,25 @@ def _class_indexes(values: ArrayLike, num_classes: int) -> NDArray[np.int64]:
     return indexes.astype(np.int64)
 
 
-def _ratio(part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
+def per_class(
+    names: Sequence[str],
+    precision: NDArray[np.float64],
+    recall: NDArray[np.float64],
+    f1: NDArray[np.float64],
+    support: NDArray[np.int64],
+) -> dict[str, dict[str, float | int]]:
+    """Return the figures of each class by its name, from those of all classes ``[classes]``."""
+    return {
+        name: {
+            "precision": float(precision[i]),
+            "recall": float(recall[i]),
+            "f1": float(f1[i]),
+            "support": int(support[i]),
+        }
+        for i, name in enumerate(names)
+    }
+
+
+def ratio(part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return ``part / whole``, 0 where ``whole`` is 0."""
     return np.where(whole > 0, part / np.maximum(whole, 1), 0.0)

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from finelaunch.metrics.classification import per_class, ratio
+
 HALF = 0.5
 """The threshold of those who choose none."""
 
@@ -69,24 +71,16 @@ def multi_label_metrics(
     predicted = given >= threshold
     right = true & predicted
     support, guesses, hits = true.sum(axis=0), predicted.sum(axis=0), right.sum(axis=0)
-    precision, recall, f1 = _ratio(hits, guesses), _ratio(hits, support), _ratio(2 * hits, support + guesses)
+    precision, recall, f1 = ratio(hits, guesses), ratio(hits, support), ratio(2 * hits, support + guesses)
     return {
         "accuracy": float((true == predicted).all(axis=1).mean()),
         "f1_macro": float(f1.mean()),
         "f1_micro": _f1_micro(true, predicted),
-        "f1_samples": float(_ratio(2 * right.sum(axis=1), true.sum(axis=1) + predicted.sum(axis=1)).mean()),
+        "f1_samples": float(ratio(2 * right.sum(axis=1), true.sum(axis=1) + predicted.sum(axis=1)).mean()),
         "hamming_loss": float((true != predicted).mean()),
         "threshold": float(threshold),
         "f1_micro_at_half": _f1_micro(true, given >= HALF),
-        "per_class": {
-            name: {
-                "precision": float(precision[i]),
-                "recall": float(recall[i]),
-                "f1": float(f1[i]),
-                "support": int(support[i]),
-            }
-            for i, name in enumerate(names)
-        },
+        "per_class": per_class(names, precision, recall, f1, support),
     }
 
 
@@ -102,7 +96,3 @@ def _pair(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], NDAr
 def _f1_micro(true: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> float:
     whole = int(true.sum() + predicted.sum())
     return 2 * int((true & predicted).sum()) / whole if whole else 0.0
-
-
-def _ratio(part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
-    return np.where(whole > 0, part / np.maximum(whole, 1), 0.0)
