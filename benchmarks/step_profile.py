@@ -162,7 +162,7 @@ def ours(rows: int, length: int, steps: int) -> None:
             (AcceleratedOptimizer, "step", "optimizer"),
             (Guard, "before_forward", "guard: random states"),
             (Guard, "check_loss", "guard: loss"),
-            (Guard, "on_pre_optimizer_step", "guard: norm of the gradient"),
+            (Guard, "check_gradient", "guard: norm of the gradient"),
             (Journal, "on_step_end", "journal: rows of a step"),
             (Journal, "on_log", "journal: line of the log"),
             (Losses, "of_interval", "losses of an interval"),

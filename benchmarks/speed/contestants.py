@@ -228,7 +228,7 @@ def run_line(
     figures = json.loads(metrics.read_text()) if metrics.exists() else {}
     figures = figures.get("validation") or figures
     shown = json.loads(probe.read_text())
-    return Seen(began, seconds, shown.get("peak_bytes", usage.ru_maxrss * 1024), shown, out, figures)
+    return Seen(began, seconds, shown["peak_bytes"] or usage.ru_maxrss * 1024, shown, out, figures)
 
 
 def _end(pid: int) -> None:

@@ -73,6 +73,12 @@ def per_example(seen: Seen) -> float | None:
     return lap["seconds"] / lap["examples"] if lap else seen.metrics.get("seconds_per_example")
 
 
+def memory_of_steps(seen: Seen) -> float | None:
+    """Return the most megabytes that were held until the last step; evaluation and checkpoint come after it."""
+    held = seen.probe.get("peak_bytes_of_steps")
+    return held / 1e6 if held else None
+
+
 def checkpoint_bytes(out: Path) -> float | None:
     """Return the size of the newest checkpoint below ``out``."""
     folders = sorted(out.rglob("checkpoint-*"), key=lambda folder: folder.stat().st_mtime)
@@ -106,7 +112,8 @@ MEASURES = {
     "warm": Measure("preprocessing, warm, s", "warm", lambda seen: seen.lap("prepare"), "{:.2f}"),
     "start cold": Measure("command to first step, cold, s", "cold", lambda seen: seen.to_first_step, "{:.1f}"),
     "start warm": Measure("command to first step, warm, s", "warm", lambda seen: seen.to_first_step, "{:.1f}"),
-    "memory": Measure("peak memory, MB", "trained", lambda seen: seen.peak_bytes / 1e6, "{:,.0f}"),
+    "memory of steps": Measure("peak memory to the last step, MB", "trained", memory_of_steps, "{:,.0f}"),
+    "memory": Measure("peak memory with evaluation, MB", "trained", lambda seen: seen.peak_bytes / 1e6, "{:,.0f}"),
     "bytes": Measure("checkpoint, MB", "trained", lambda seen: seen.metrics["checkpoint_bytes"] / 1e6, "{:,.1f}"),
     "save": Measure("checkpoint, s", "trained", lambda seen: (seen.probe["saves"] or [None])[-1], "{:.2f}"),
 }

@@ -30,6 +30,13 @@ def _count(inputs) -> tuple:
     return ids.shape[0], ids.numel(), ids.numel() if mask is None else mask.sum()
 
 
+def _peak_bytes() -> int | None:
+    """Return the most memory that this process has held; what a parent held is not counted here."""
+    with contextlib.suppress(OSError), open("/proc/self/status") as status:
+        return next((int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM")), None)
+    return None
+
+
 def _watch_trainer(module) -> None:
     class Stamps(module.TrainerCallback):
         def on_train_begin(self, args, state, control, **_):
@@ -42,6 +49,7 @@ def _watch_trainer(module) -> None:
                 torch.cuda.synchronize()
             SEEN["steps"].append(time.monotonic())
             SEEN["cpu_seconds"].append(time.process_time())
+            SEEN["peak_bytes_of_steps"] = _peak_bytes()
 
         def on_train_end(self, args, state, control, **_):
             if args.device.type == "cuda":
@@ -135,10 +143,8 @@ def write() -> None:
     """Write what was seen."""
     inputs = [[int(number) for number in step] for step in _INPUTS]
     losses = [float(loss) for loss in _LOSSES]
-    with contextlib.suppress(OSError), open("/proc/self/status") as status:  # what a parent held is not counted here
-        SEEN["peak_bytes"] = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
     with open(f"{TARGET}.part", "w") as file:
-        json.dump({**SEEN, "inputs": inputs, "losses": losses}, file)
+        json.dump({**SEEN, "peak_bytes": _peak_bytes(), "inputs": inputs, "losses": losses}, file)
     os.replace(f"{TARGET}.part", TARGET)
 
 

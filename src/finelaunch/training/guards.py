@@ -111,19 +111,22 @@ class Guard(TrainerCallback):
         if agree(self._bad is not None)[0]:
             self._fail("loss", [] if self._bad is None else [self._bad])
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def check_gradient(self, norm: Any) -> None:
         """End the run where the gradient is not finite; in fp16 such a step is left out by the scaler of the loss.
 
+        Args:
+            norm: Of the whole gradient before it is clipped, as the Trainer has it: a number, a tensor or a cut one.
+                DeepSpeed's -1 stands for one that is not finite.
+
         Raises:
-            FinelaunchError: It is; on all ranks.
+            FinelaunchError: It is; on all ranks, which have reduced the norm together.
         """
         if self.placement.precision == "fp16":
             return
-        norm = self._gradient_norm()
-        if norm == 0 and args.max_grad_norm > 0 and any(gather(self._has_loss())):
-            norm = math.inf  # numbers that are finite and a norm that is not: clipped by it, they are all 0
-        if not math.isfinite(norm):  # the same on all ranks, which have reduced it together
-            self._fail("gradient", range(len(self._forwards)), norm)
+        assert norm is not None, "nothing has computed the norm of the gradient"
+        norm = float(_whole(norm))
+        if not math.isfinite(norm) or norm < 0:
+            self._fail("gradient", range(len(self._forwards)), norm if norm >= 0 else math.nan)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """End the run where fp16 leaves out one step after another: nothing would be trained any more.
@@ -156,23 +159,6 @@ class Guard(TrainerCallback):
             f"training: after step {step}: {len(names)} weights are not finite, {names[0]} among them; they are not "
             f"saved; {self._from_where(self.newest())}; {_LOWER}"
         )
-
-    def _gradient_norm(self) -> float:
-        """Return the norm of the whole gradient; DeepSpeed's own, -1 of which stands for one that is not finite."""
-        from torch.distributed.tensor import DTensor
-
-        if self.placement.engine.zero_stage is not None:
-            norm = self.trainer.model_wrapped.get_global_grad_norm()
-            assert norm is not None, "DeepSpeed computes no norm of the gradient"
-            return float(norm) if float(norm) >= 0 else math.nan
-        gradients = [one.grad for one in self.trainer.model.parameters() if one.grad is not None]
-        kinds = [[one for one in gradients if isinstance(one, DTensor) == cut] for cut in (False, True)]
-        norms = [torch.nn.utils.get_total_norm(kind) for kind in kinds if kind]
-        whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
-        return float(torch.linalg.vector_norm(torch.stack(whole))) if whole else 0.0
-
-    def _has_loss(self) -> bool:
-        return any(float(forward.loss) != 0 for forward in self._forwards if forward.loss is not None)
 
     def _fail(self, kind: str, which: Sequence[int], norm: float | None = None) -> None:
         """Leave what computes micro-batches again and raise one sentence for all ranks; all of them call it.
@@ -270,6 +256,13 @@ class Guard(TrainerCallback):
 def _is_finite(values: torch.Tensor) -> bool:
     """Return whether all are numbers; their sum tells it in one pass, unless it is too large to be one itself."""
     return bool(torch.isfinite(values.sum(dtype=torch.float32))) or bool(torch.isfinite(values).all())
+
+
+def _whole(values: Any) -> Any:
+    """Return a tensor that is cut between ranks as one; anything else as it is."""
+    from torch.distributed.tensor import DTensor
+
+    return values.full_tensor() if isinstance(values, DTensor) else values
 
 
 def _own_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:

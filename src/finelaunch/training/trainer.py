@@ -1,6 +1,6 @@
 """The one subclass of the transformers Trainer: our order of the rows, our loss rule, our evaluation, our checkpoints.
 
-Public methods are overridden, and one private one. The private ones that are touched stand in :data:`PRIVATE`.
+Public methods are overridden where there is one. The private ones that are touched stand in :data:`PRIVATE`.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,6 +29,7 @@ PRIVATE = {
     "_save_checkpoint": ("self", "model", "trial"),
     "_load_optimizer_and_scheduler": ("self", "checkpoint"),
     "_load_from_checkpoint": ("self", "resume_from_checkpoint", "model"),
+    "_get_grad_norm": ("self", "model", "grad_norm"),
 }
 """Private methods of the Trainer that are called or overridden, and their parameters; a test holds that they are so."""
 
@@ -56,7 +57,7 @@ class FinelaunchTrainer(Trainer):
 
     Args:
         sampler: The order of the rows.
-        guard: Looks at every loss before the backward pass.
+        guard: Looks at every loss before the backward pass, and at every gradient before the optimizer.
         losses: Takes the loss of every micro-batch.
         saving: Makes checkpoints count.
         preemption: Knows of stops.
@@ -151,6 +152,12 @@ class FinelaunchTrainer(Trainer):
         self.guard.check_loss(loss)
         self.losses.add(loss)
         return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Return the norm of the gradient, once it is known to be a number; the Trainer asks for it before a step."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        self.guard.check_gradient(norm)
+        return norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log figures, with the mean loss over the whole interval even where a stop has cut it in two.
