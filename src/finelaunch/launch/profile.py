@@ -3,16 +3,29 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, Tag
 
 from finelaunch.engines import Engine, Offload, load_engine
 from finelaunch.errors import BadInput
-from finelaunch.section.base import Section, SettingError, build
+from finelaunch.section.base import Section, SettingError, build, told_apart
 from finelaunch.section.document import Document, merge
 from finelaunch.section.lookup import find, read_file
 from finelaunch.training.placement import Precision
+
+
+def _kind_of_number(value: Any) -> str | None:
+    if isinstance(value, int) or (isinstance(value, str) and value.isdecimal()):  # quotes are answered with the number
+        return "a number"
+    return "visible" if value == "visible" else None
+
+
+NumProcesses = Annotated[
+    Annotated[PositiveInt, Tag("a number")] | Annotated[Literal["visible"], Tag("visible")],
+    told_apart(_kind_of_number, "a number above 0, or 'visible'"),
+]
+"""Processes on each machine, or one for each GPU that is there."""
 
 
 class Profile(Section):
@@ -39,7 +52,7 @@ class Profile(Section):
     )
     accelerate_config: str = Field(default="single", description="the engine: single, ddp, zero1, zero2, zero3, fsdp2")
     num_nodes: int = Field(default=1, ge=1, description="machines")
-    num_processes_per_node: PositiveInt | Literal["visible"] = Field(
+    num_processes_per_node: NumProcesses = Field(
         default=1, description="processes on each machine; visible: one for each GPU that is there"
     )
     device: Literal["cpu", "cuda"] = Field(description="cpu or cuda")

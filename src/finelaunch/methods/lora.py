@@ -6,9 +6,9 @@ Liu et al. 2024 (DoRA); Meng et al. 2024 (PiSSA); Büyükakyüz 2024 (OLoRA). Th
 
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, Tag
 
 from finelaunch.errors import BadInput, Problem
 from finelaunch.methods.adapted import adapted_layers, is_in, refuse_initialisation
@@ -16,7 +16,7 @@ from finelaunch.methods.base import AtOnce
 from finelaunch.methods.parts import head_modules
 from finelaunch.methods.targets import ALL_LINEAR
 from finelaunch.models.quantization import require
-from finelaunch.section.base import Section, SettingError, nearest
+from finelaunch.section.base import Section, SettingError, nearest, told_apart
 
 if TYPE_CHECKING:
     from finelaunch.models.load import LoadedModel
@@ -50,6 +50,17 @@ NOT_OFFERED = {
 """Initialisations of peft that are refused, and why."""
 
 
+TARGETS = "default, all-linear or a list such as [q_proj, v_proj]"
+"""What target_modules takes."""
+TargetModules = Annotated[
+    Annotated[str, Tag("a word")] | Annotated[list[str], Tag("names")],
+    told_apart(
+        lambda value: "a word" if isinstance(value, str) else "names" if isinstance(value, list) else None, TARGETS
+    ),
+]
+"""Which layers take the matrices: a word for a set of them, or endings of their names."""
+
+
 class LowRankSection(Section):
     """What LoRA and QLoRA share."""
 
@@ -58,7 +69,7 @@ class LowRankSection(Section):
     rank: int = Field(default=16, ge=1, le=4096, description="rank of the low-rank matrices")
     alpha: float = Field(default=32, gt=0, description="scale: alpha / rank, with use_rslora alpha / sqrt(rank)")
     dropout: float = Field(default=0.1, ge=0, lt=1, description="dropout on what goes into the low-rank matrices")
-    target_modules: str | list[str] = Field(
+    target_modules: TargetModules = Field(
         default="default", description="default (by architecture), all-linear, or endings of module names"
     )
     bias: Literal["none", "all", "lora_only"] = Field(default="none", description="which biases are trained")
@@ -75,8 +86,7 @@ class LowRankSection(Section):
         """Yield targets that are no names, and initialisations that are not offered."""
         targets = self.target_modules
         if isinstance(targets, str) and targets not in ("default", ALL_LINEAR):
-            what, allowed = f"{targets!r} is no list", "default, all-linear or a list such as [q_proj, v_proj]"
-            yield SettingError("target_modules", what, allowed, f"write [{targets}]")
+            yield SettingError("target_modules", f"{targets!r} is no list", TARGETS, f"write [{targets}]")
         if not targets:
             yield SettingError("target_modules", "names nothing", "default, all-linear or a list of names")
         yield from self._init_faults()

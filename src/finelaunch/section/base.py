@@ -8,10 +8,10 @@ belongs to the launch profile, a name that was removed) lists them in ``answers`
 import difflib
 import re
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, ValidationError, model_validator
 
 from finelaunch.errors import BadInput, Problem
 from finelaunch.section.document import Document, Path, dotted, plain_value, undotted
@@ -62,6 +62,18 @@ class Section(BaseModel):
         return self
 
 
+def told_apart(kind: Callable[[Any], str | None], allowed: str) -> Discriminator:
+    """Return what settles which member of a union a value is meant to be, so that a wrong one is one fault.
+
+    Args:
+        kind: Gives the tag of the member; None: the value is of none.
+        allowed: What would be accepted instead, words in quotes.
+    """
+    return Discriminator(kind, custom_error_type=_NO_MEMBER, custom_error_message=allowed)
+
+
+_NO_MEMBER = "no_member"
+
 S = TypeVar("S", bound=Section)
 
 
@@ -111,8 +123,8 @@ def _bad_value(root: type[Section], document: Document, path: Path, fault: Any) 
         what = "is empty" if value is None else f"{value!r:.80} is not a mapping"
         allowed = f"a mapping with keys such as {', '.join(section.model_fields)}" if section else "a mapping"
         remedy = "leave it out, or give it keys" if value is None else ""
-    elif fault["type"] == "literal_error":
-        allowed = f"one of {fault['ctx']['expected']}"
+    elif fault["type"] in ("literal_error", _NO_MEMBER):
+        allowed = f"one of {fault['ctx']['expected']}" if fault["type"] == "literal_error" else allowed
         near = nearest(str(value), re.findall("'([^']*)'", allowed))
         remedy = f"did you mean {near!r}?" if near else ""
     elif isinstance(value, str) and not isinstance(plain_value(value), str):

@@ -3,17 +3,17 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, Tag, model_validator
 
 from finelaunch.data.checks import RowError, check_rows, column_names, text_in
 from finelaunch.data.features import Features
 from finelaunch.data.sources import Rows
 from finelaunch.errors import BadInput, Problem
 from finelaunch.metrics.classification import classification_metrics
-from finelaunch.section.base import Section, SettingError
+from finelaunch.section.base import Section, SettingError, told_apart
 from finelaunch.tasks.base import IGNORED, Batch, Encoded, Example, Measured, in_chunks, pad_inputs
 
 if TYPE_CHECKING:
@@ -22,6 +22,16 @@ if TYPE_CHECKING:
 
 _NUMBER = re.compile(r"-?[0-9]{1,9}")
 _SHOWN = 20
+
+
+ClassWeights = Annotated[
+    Annotated[Literal["none", "balanced"], Tag("a word")] | Annotated[dict[str, float], Tag("by label")],
+    told_apart(
+        lambda value: "by label" if isinstance(value, dict) else "a word" if value in ("none", "balanced") else None,
+        "'none', 'balanced', or a weight for each label such as {rare: 2.0, common: 1.0}",
+    ),
+]
+"""How much each label counts: a word for all, or a number by label."""
 
 
 class TextClassificationSection(Section):
@@ -38,7 +48,7 @@ class TextClassificationSection(Section):
     label_separator: str | None = Field(
         default=None, min_length=1, description="multi_label: what stands between labels given as one text, such as ;"
     )
-    class_weights: Literal["none", "balanced"] | dict[str, float] = Field(
+    class_weights: ClassWeights = Field(
         default="none",
         description="how much each label counts in the training loss: all alike, rare ones more, or {label: weight}",
     )

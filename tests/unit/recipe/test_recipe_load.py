@@ -379,6 +379,37 @@ def test_overrides_are_sorted_by_what_they_address() -> None:
     assert recipe.origin(("a", "b", "c")) == "command line"
 
 
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (
+            "heavy",
+            "task.class_weights: 'heavy' is not allowed; 'none', 'balanced', or a weight for each label such as ",
+        ),
+        ("balance", "task.class_weights: 'balance' is not allowed; 'none', 'balanced', or a weight .* 'balanced'"),
+        ("{a: x}", "task.class_weights.a: 'x' is not allowed; should be a valid number"),
+    ],
+)
+def test_a_value_of_no_kind_that_a_key_takes_is_one_fault(tmp_path: Path, value: str, said: str) -> None:
+    (problem,) = problems_of(tmp_path, VALID, f"task.class_weights={value}")
+    assert re.match(f"command line: {said}", str(problem))
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("visibel", "a number above 0, or 'visible'; did you mean 'visible'"),
+        ("2.5", "a number above 0, or 'visible'"),
+        ("0", "should be greater than 0"),
+        ('"2"', "should be a valid integer; leave the quotes out"),
+    ],
+)
+def test_what_is_no_number_of_processes_is_one_fault(value: str, said: str) -> None:
+    with pytest.raises(BadInput, match=said) as caught:
+        load_profile("cpu_ddp", read_overrides([f"launch.num_processes_per_node={value}"])["launch"])
+    assert len(caught.value.problems) == 1
+
+
 def test_faults_of_a_profile_carry_the_key_of_the_command_line() -> None:
     with pytest.raises(BadInput, match=r"^command line: launch.precison: unknown key; did you mean 'precision'\?$"):
         load_profile("cpu", read_overrides(["launch.precison=fp32"])["launch"])

@@ -2,12 +2,15 @@
 
 import dataclasses
 import random
+import re
 import string
 from typing import get_args
 
 import pytest
 
 from finelaunch.errors import BadInput
+from finelaunch.launch.cluster import Cluster
+from finelaunch.launch.profile import Profile
 from finelaunch.methods import MethodSection
 from finelaunch.recipe.schema import Recipe
 from finelaunch.section.base import Section, all_keys, build
@@ -83,6 +86,17 @@ def test_one_letter_typos_of_every_key_get_the_right_suggestion(capsys: pytest.C
     assert share >= 0.95
 
 
+@pytest.mark.parametrize("value", [object(), "?", -1.5, [object()], {"?": object()}, None])
+def test_a_wrong_value_of_any_key_is_one_fault(value: object) -> None:
+    for section in (*TASKS, *METHODS, TrainingSection, Profile, Cluster):
+        for name in section.model_fields:
+            try:
+                build(section, Document({name: value}))
+            except BadInput as error:
+                said = [one for one in error.problems if re.match(rf"{name}(\W|$)", one.key)]
+                assert len(said) <= 1, said
+
+
 def test_every_field_of_training_arguments_is_taken_or_answered() -> None:
     from transformers import TrainingArguments
 
@@ -99,8 +113,6 @@ def test_no_key_is_taken_and_refused_at_once() -> None:
 
 
 def test_answers_name_what_there_is() -> None:
-    from finelaunch.launch.profile import Profile
-
     taken = {dotted(path) for path in all_keys(Recipe)} | {f"launch.{name}" for name in Profile.model_fields}
     for answer in Recipe.answers.values():
         for word in answer.replace(",", " ").replace(";", " ").split():
