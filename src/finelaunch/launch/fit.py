@@ -21,10 +21,10 @@ from finelaunch.methods.limits import ADAPTERS
 from finelaunch.methods.lora import LowRankSection
 from finelaunch.methods.prompts import ONLY_CAUSAL, PrefixTuningSection, PromptTuningSection
 from finelaunch.methods.trainable import Trainable, trainable_of
-from finelaunch.models.config import POSITIONS_AFTER_PADDING
+from finelaunch.models.config import too_long
 from finelaunch.models.layout import Layout, model_layout
 from finelaunch.models.quantization import require
-from finelaunch.models.shape import Shape, model_shape
+from finelaunch.models.shape import Shape, model_positions, model_shape
 from finelaunch.recipe.schema import Recipe
 from finelaunch.section.document import Document
 
@@ -39,7 +39,7 @@ def check_fit(recipe: Recipe, document: Document) -> None:
     Raises:
         BadInput: With all that is wrong.
     """
-    problems = list(_task_problems(recipe))
+    problems = [*_task_problems(recipe), *_length_problems(recipe)]
     shape = model_shape(recipe.model, recipe.task.name)
     if not problems and not isinstance(shape, str):
         problems += _shape_problems(recipe, shape)
@@ -104,8 +104,6 @@ def _shape_problems(recipe: Recipe, shape: Shape) -> Iterator[Problem]:
         layers = [f"layer {number}" for number in reversed(range(count))]
         assert method.num_stages is not None
         yield too_many_stages(method.num_stages, ["head", *layers, "embeddings"])
-    if isinstance(method, PromptTuningSection | PrefixTuningSection):
-        yield from _positions(recipe, shape, method.num_virtual_tokens)
     yield from _problems_of(lambda: _refuse_adapter(recipe))
 
 
@@ -117,14 +115,17 @@ def _refuse_adapter(recipe: Recipe) -> None:
         refuse_initialisation(method, layout.model_type, any(name in conv1d for name, *_ in trainable.adapted))
 
 
-def _positions(recipe: Recipe, shape: Shape, num_virtual_tokens: int) -> Iterator[Problem]:
-    limit = shape["max_position_embeddings"]
-    if shape["model_type"] in POSITIONS_AFTER_PADDING:
-        limit -= (shape.get("pad_token_id") or 0) + 1
-    length = recipe.task.max_length
-    if length + num_virtual_tokens > limit:
-        what = f"{num_virtual_tokens} and task.max_length {length} are more than the {limit} positions of the model"
-        remedy = f"task.max_length={limit - num_virtual_tokens}" if num_virtual_tokens < limit else ""
+def _length_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Yield inputs that are longer than the model's positions, alone or with a method's virtual tokens."""
+    limit, length, method = model_positions(recipe.model), recipe.task.max_length, recipe.method
+    virtual = method.num_virtual_tokens if isinstance(method, PromptTuningSection | PrefixTuningSection) else 0
+    if limit is None:
+        return
+    if length > limit:
+        yield too_long(length, limit)
+    elif length + virtual > limit:
+        what = f"{virtual} and task.max_length {length} are more than the {limit} positions of the model"
+        remedy = f"task.max_length={limit - virtual}" if virtual < limit else ""
         yield Problem("recipe", "method.num_virtual_tokens", what, f"at most {limit} together", remedy)
 
 

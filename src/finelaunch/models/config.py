@@ -125,13 +125,26 @@ def _check_keys(config: "PretrainedConfig", given: Mapping[str, Any]) -> None:
 def check_positions(config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase", max_length: int) -> None:
     """Refuse inputs that are longer than the model's positions."""
     positions = getattr(config, "max_position_embeddings", None)
-    if isinstance(positions, int) and positions > 0 and config.model_type in POSITIONS_AFTER_PADDING:
-        positions = positions - (config.pad_token_id or 0) - 1
+    positions = usable_positions(config.model_type, positions, getattr(config, "pad_token_id", None))
     limits = (positions, tokenizer.model_max_length)
     limit = min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=None)
     if limit is not None and max_length > limit:
-        what = f"{max_length} is more than the {limit} positions of the model"
-        raise BadInput(Problem("recipe", "task.max_length", what, f"at most {limit}"))
+        raise BadInput(too_long(max_length, limit))
+
+
+def usable_positions(model_type: Any, positions: Any, pad_token_id: Any) -> int | None:
+    """Return how many tokens a model of so many ``positions`` takes; None where its config states no number of them."""
+    if not isinstance(positions, int) or positions <= 0:
+        return None
+    if model_type not in POSITIONS_AFTER_PADDING:
+        return positions
+    return positions - (pad_token_id if isinstance(pad_token_id, int) else 0) - 1
+
+
+def too_long(max_length: int, limit: int) -> Problem:
+    """Return the problem of inputs of ``max_length`` tokens for a model that takes ``limit``."""
+    what = f"{max_length} is more than the {limit} positions of the model"
+    return Problem("recipe", "task.max_length", what, f"at most {limit}")
 
 
 def check_causal(config: "PretrainedConfig", auto_class: str) -> None:

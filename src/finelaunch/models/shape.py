@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from finelaunch.errors import FinelaunchError
-from finelaunch.models.config import local_folder
+from finelaunch.models.config import local_folder, usable_positions
 from finelaunch.models.section import ModelSection
 
 Shape = Mapping[str, Any]
@@ -151,6 +151,16 @@ def model_shape(section: ModelSection, task_name: str) -> Shape | str:
         return _settled(model_type, config)
     except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:  # a shape that no model has
         return no_model(model_type, error)
+
+
+def model_positions(section: ModelSection) -> int | None:
+    """Return how many tokens the model takes, of whatever architecture; None where its config does not tell."""
+    config = section.config if section.init == "scratch" else _config_file(section)
+    if isinstance(config, str):
+        return None
+    model_type = str(config.get("model_type"))
+    known = {**DEFAULTS.get(model_type, {}), **_renamed(model_type, {**config, **section.config})}
+    return usable_positions(model_type, known.get("max_position_embeddings"), known.get("pad_token_id"))
 
 
 def no_model(model_type: str, error: Exception) -> str:

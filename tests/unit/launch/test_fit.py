@@ -1,7 +1,9 @@
 """Methods that fit neither task nor model nor machine: one sentence each, before anything is started."""
 
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from golden_plans import planned
@@ -10,12 +12,15 @@ from typer.testing import CliRunner
 from finelaunch.cli import app
 from finelaunch.errors import EXIT_BAD_INPUT, BadInput, RequirementMissing
 from finelaunch.launch.check import check
+from finelaunch.models.section import ModelSection
+from finelaunch.models.shape import model_positions
 from finelaunch.preparation import prepare
 from finelaunch.recipe.load import read_overrides
 from finelaunch.tasks import task_for
 
 pytestmark = pytest.mark.usefixtures("bare_machine")
 ASSISTANT, IMDB = "domain_assistant/smoke", "imdb/smoke"
+RECIPES = Path(__file__).parents[3] / "recipes"
 REFUSED = {
     "imdb/smoke method.name=lora method.target_modules=[query,valeu]": "command line: method.target_modules: 'valeu' "
     "matches none of the layers that take low-rank matrices; such as dense, key, query, value; did you mean 'value'?",
@@ -44,6 +49,10 @@ REFUSED = {
     "domain_assistant/smoke method.name=prefix_tuning method.num_virtual_tokens=65": "command line: "
     "method.num_virtual_tokens: 65 and task.max_length 192 are more than the 256 positions of the model; at most 256 "
     "together; task.max_length=191",
+    "domain_assistant/smoke model.config.n_positions=128": f"{RECIPES}/domain_assistant/smoke.yaml:8: task.max_length: "
+    "192 is more than the 128 positions of the model; at most 128",
+    "domain_assistant/smoke task.max_length=300 method.name=prefix_tuning": "command line: task.max_length: 300 is "
+    "more than the 256 positions of the model; at most 256",
     "imdb/smoke method.name=prompt_tuning": "command line: method.name: prompt_tuning is offered for task causal_lm; "
     "use lora",
     "domain_assistant/smoke method.name=feature_extraction": "command line: method.name: feature_extraction has "
@@ -64,6 +73,29 @@ def test_what_fits_nothing_is_refused_in_a_line(command: str, tmp_path: Path) ->
         said.append(str(done.exception))
     assert said == [REFUSED[command]] * 3
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "limit"),
+    [
+        ({"model_type": "mpnet", "max_position_embeddings": 66, "pad_token_id": 1}, 64),
+        ({"model_type": "gpt2", "n_positions": 64}, 64),
+        ({"model_type": "roberta", "max_position_embeddings": 66, "pad_token_id": 1}, 64),
+        ({"model_type": "t5", "n_positions": 64}, None),  # its positions are relative
+        ({"model_type": "xlnet"}, None),
+        ({"model_type": "bert", "max_position_embeddings": "many"}, None),
+    ],
+)
+def test_positions_are_read_from_the_config_of_any_architecture(
+    config: dict[str, Any], limit: int | None, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert model_positions(ModelSection(name_or_path=str(tmp_path))) == limit
+    if limit is not None:
+        words = [f"model.name_or_path={tmp_path}", f"task.max_length={limit}"]
+        check(IMDB, read_overrides(words), "cpu")
+        with pytest.raises(BadInput, match=f"{limit + 1} is more than the {limit} positions of the model"):
+            check(IMDB, read_overrides([words[0], f"task.max_length={limit + 1}"]), "cpu")
 
 
 @pytest.mark.parametrize(
