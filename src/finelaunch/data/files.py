@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".arrow", ".feather", ".txt")
+_SEPARATORS = {";": "';'", "\t": "tabs", "|": "'|'"}
+"""What others write between columns instead of commas, and how it is called."""
 _STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 """What an Arrow stream ends with; one that was cut between two batches reads like a whole one otherwise."""
 
@@ -156,7 +158,11 @@ def jsonl_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 def _csv(path: Path) -> Iterator[dict[str, Any]]:
     csv.field_size_limit(1 << 30)
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    text = read_text(path)
+    if separator := _other_separator(text):
+        what = f"the names of the columns look as if they were separated by {separator}"
+        raise BadInput(Problem(f"{path}:line 1", "", what, "commas between columns", "save it so, or as .jsonl"))
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         names = next(reader, [])
         if len(set(names)) < len(names):
@@ -173,6 +179,21 @@ def _csv(path: Path) -> Iterator[dict[str, Any]]:
             yield {**dict(zip(names, fields, strict=True)), "__place__": place}
     except csv.Error as error:
         raise BadInput(Problem(f"{path}:line {reader.line_num}", "", f"not CSV: {error}")) from None
+
+
+def _other_separator(text: str) -> str | None:
+    """Return what stands between the names in the first line of CSV, where they are several and it is no comma."""
+    if _num_names(text, ",") > 1:
+        return None
+    return next((_SEPARATORS[sign] for sign in _SEPARATORS if _num_names(text, sign) > 1), None)
+
+
+def _num_names(text: str, separator: str) -> int:
+    """Return how many names the first line has where ``separator`` stands between them; 0: they are not to be told."""
+    try:
+        return len(next(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True), []))
+    except csv.Error:
+        return 0
 
 
 def _one_text(path: Path) -> Iterator[dict[str, Any]]:

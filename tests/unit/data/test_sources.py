@@ -134,6 +134,10 @@ DAMAGED: list[tuple[str, bytes, str]] = [
     ("a.csv", b'text,label\n"a\nb",1\nc,1,2\n', "a.csv:line 4: 3 fields; the 2 fields"),
     ("a.csv", b"text,label\na\n", "a.csv:line 2: 1 fields"),
     ("a.csv", b'text,label\n"a"b,1\n', "not CSV"),
+    ("a.csv", b"text;label\na, b;1\n", "a.csv:line 1: the names of the columns look as if they were separated by ';'"),
+    ("a.csv", b'\xef\xbb\xbf"text";"label"\r\n"a";1\r\n', "separated by ';'; commas between columns; save it so, or"),
+    ("a.csv", b"text\tlabel\na\t1\n", "separated by tabs"),
+    ("a.csv", b"text|label\na|1\n", "separated by '|'"),
     ("a.csv", b"text,text\na,b\n", "a.csv:line 1: text: a column stands twice"),
     ("a.csv", "text,label\nnaïve,1\n".encode("latin-1"), "a.csv:line 2: not UTF-8"),
     ("a.parquet", b"", "a.parquet: "),
@@ -141,6 +145,12 @@ DAMAGED: list[tuple[str, bytes, str]] = [
     ("a.xlsx", b"PK", "cannot read '.xlsx'"),
     ("a", b"x", "cannot read 'no suffix'"),
 ]
+
+
+@pytest.mark.parametrize("header", [b"text", b"text;kind,label", b'"text;kind"'])
+def test_a_header_that_commas_or_quotes_make_clear_is_taken(tmp_path: Path, header: bytes) -> None:
+    (tmp_path / "a.csv").write_bytes(header + b"\na" + b",b" * header.count(b","))
+    assert rows_of(tmp_path / "a.csv").place(0).endswith("a.csv:line 2")
 
 
 @pytest.mark.parametrize(("name", "content", "said"), DAMAGED)
