@@ -36,7 +36,7 @@ from finelaunch.models.section import ModelSection
 from finelaunch.run.files import write_json
 from finelaunch.section.document import Document
 from finelaunch.tasks.base import Example, Labelled, TaskData, label_report
-from finelaunch.tasks.packing import packed
+from finelaunch.tasks.packing import packed, packs_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -269,6 +269,7 @@ def prepare(
             encoded = task.encode(examples, tokenizer)
             if name == "train" and task_values.get("packing"):
                 encoded = packed(encoded, task_values["max_length"])
+                read.report[name]["packing"] = packs_text(encoded.features, task_values["max_length"])
             read.report[name]["notes"].extend(encoded.notes)
             read.report[name] |= {"fingerprint": _rows_fingerprint(data, name, read.report[name], prints)}
             read.report[name] |= _lengths(encoded.features)

@@ -58,11 +58,14 @@ def test_what_a_packed_run_says_of_itself(whole):
     train, validation = report["train"], report["validation"]
     assert train["num_features"] == 17 < train["num_examples"] == 65
     assert validation["num_features"] == validation["num_examples"] == 5
-    assert "65 rows in 17 packs of at most 600 tokens" in " ".join(train["notes"])
+    said = "65 rows in 17 packs of at most 600 tokens"
+    assert said in train["packing"] == whole.read_manifest()["data"]["train"]["packing"]
     rows = [row for line in read_lines(whole.samples) if line["epoch"] == 0 for row in line["rows"]]
     assert sorted(rows) == list(range(17))
     assert len(curve(whole)) == 2 * STEPS_AN_EPOCH
     log = whole.log.read_text()
+    assert f"INFO finelaunch: task.packing: {said}" in log
+    assert "warning: data.train" not in log
     assert "a row is a pack of 3.82 examples: a step sees 15 of them" in log
     assert sorted(row["padding_fraction"] for row in read_lines(whole.train_log))[7] < 0.15  # 2 of 10 are filled up
     assert not json.loads((whole.model / "config.json").read_text())["use_cache"]

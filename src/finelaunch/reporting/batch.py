@@ -110,7 +110,7 @@ class ShownSplit:
             "max_length": longest,
             "num_of_max_length": int((lengths >= longest).sum()),
             "histogram": histogram(lengths),
-            "notes": report["notes"],
+            "notes": [*([report["packing"]] if "packing" in report else []), *report["notes"]],
         }
         if self.recipe.task.name == "causal_lm":
             figures["target_fraction"] = float((self.features.column("labels") != IGNORED).mean())

@@ -34,6 +34,8 @@ def report_data(run: RunDirectory, prepared: Prepared, elapsed: float) -> None:
         if "class_weights" in split:
             each = ", ".join(f"{label} {weight:.3g}" for label, weight in split["class_weights"].items())
             log.say(f"task.class_weights: in the training loss count {each}")
+        if "packing" in split:
+            log.say(f"task.packing: {split['packing']}")
     for warning in (*prepared.report["warnings"], *_unmeasured(run, splits)):
         if run.warn(warning):
             log.warn(warning)
@@ -55,7 +57,7 @@ def report_forgotten(run: RunDirectory, metrics: Mapping[str, Any]) -> dict[str,
 
 def _in_manifest(split: Mapping[str, Any]) -> dict[str, Any]:
     about = {key: split.get(key) for key in _ABOUT}
-    about |= {"class_weights": split["class_weights"]} if "class_weights" in split else {}
+    about |= {key: split[key] for key in ("class_weights", "packing") if key in split}
     return {**about, "sources": split["sources"]} if "sources" in split else about
 
 

@@ -81,13 +81,18 @@ def packed(encoded: Encoded, max_length: int) -> Encoded:
         columns["example"].append(examples[0])
         columns[EXAMPLES].append(examples)
         columns[LENGTHS].append([lengths[row] for row in rows])
-    count = len(columns["example"])
-    filled = sum(lengths) / (count * max_length)
-    packs = f"{count:,} packs of at most {max_length:,} tokens"
-    note = f"{len(lengths):,} rows in {packs}, {filled:.1%} of their room filled"
-    if count == len(lengths):
-        note += "; no two rows fit into one: raise task.max_length, or leave task.packing out"
-    return Encoded(Features.from_lists(columns), (*encoded.notes, note))
+    notes = encoded.notes
+    if len(columns["example"]) == len(lengths):
+        what = f"no two rows fit into one pack of {max_length:,} tokens"
+        notes = (*notes, f"{what}: raise task.max_length, or leave task.packing out")
+    return Encoded(Features.from_lists(columns), notes)
+
+
+def packs_text(features: Features, max_length: int) -> str:
+    """Return how many packs of at most ``max_length`` tokens there are, of how many rows, and how full they are."""
+    filled = int(features.lengths.sum()) / (len(features) * max_length)
+    packs = f"{len(features):,} packs of at most {max_length:,} tokens"
+    return f"{len(features.column(LENGTHS)):,} rows in {packs}, {filled:.1%} of their room filled"
 
 
 def is_packed(features: Features) -> bool:

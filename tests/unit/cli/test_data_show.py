@@ -102,7 +102,9 @@ def test_spans_of_answers_are_told() -> None:
 
 
 def test_packs_and_the_pieces_of_texts() -> None:
-    found = shown(ASSISTANT, "task.packing=true", "task.max_length=512")["batch"]
+    split = shown(ASSISTANT, "task.packing=true", "task.max_length=512", "model.config.n_positions=512")
+    assert "packs of at most 512 tokens" in split["notes"][0]
+    found = split["batch"]
     assert "attention_mask" not in found["shapes"]
     row = found["rows"][0]
     assert len(row["documents"]) > 1

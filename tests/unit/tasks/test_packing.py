@@ -21,6 +21,7 @@ from finelaunch.tasks.packing import (
     documents_per_row,
     examples_of,
     packed,
+    packs_text,
     refuse_mixing,
     restarting,
 )
@@ -110,10 +111,9 @@ def test_packs_hold_the_rows_unchanged_and_name_their_examples() -> None:
     assert documents_per_row(packs.features) == len(rows) / len(packs.features) > 1
     assert documents_per_row(whole.features) == 1
     assert examples_of(whole.features, 2) == [2]
-    assert packs.notes == (
-        "a note",
-        f"8 rows in {len(packs.features)} packs of at most 32 tokens, 83.6% of their room filled",
-    )
+    assert packs.notes == ("a note",)
+    said = f"8 rows in {len(packs.features)} packs of at most 32 tokens, 83.6% of their room filled"
+    assert packs_text(packs.features, ROOM) == said
     alone = packed(encoded((20, 20)), ROOM)
     assert "raise task.max_length" in alone.notes[-1]
 
