@@ -278,6 +278,17 @@ def _is_on_hub(recipe: Recipe) -> bool:
 
 
 def _steps(recipe: Recipe, report: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the steps of an epoch and in all, with what is counted and what may end them."""
+    found = _num_steps(recipe, report)
+    if getattr(recipe.task, "packing", False):
+        packs = (report or {}).get("splits", {}).get("train", {}).get("packing")
+        found["text"] += f"; a row of the global batch is a pack (task.packing{f': {packs}' if packs else ''})"
+    if recipe.training.early_stopping_patience is not None:
+        found["text"] += f"; fewer with {patience_text(recipe.training)}"
+    return found
+
+
+def _num_steps(recipe: Recipe, report: Mapping[str, Any] | None) -> dict[str, Any]:
     training = recipe.training
     if training.time_budget_minutes is not None:
         minutes = f"{training.time_budget_minutes:g} minutes (training.time_budget_minutes)"
@@ -294,8 +305,7 @@ def _steps(recipe: Recipe, report: Mapping[str, Any] | None) -> dict[str, Any]:
         return {"epoch": None, "total": training.max_steps if training.max_steps > 0 else None, "text": text}
     epoch = _steps_an_epoch(training, report)
     total = _steps_in_all(training, epoch)
-    early = "" if training.early_stopping_patience is None else f"; fewer with {patience_text(training)}"
-    return {"epoch": epoch, "total": total, "text": f"{epoch:,} an epoch, {total:,} in all{early}"}
+    return {"epoch": epoch, "total": total, "text": f"{epoch:,} an epoch, {total:,} in all"}
 
 
 def _steps_an_epoch(training: TrainingSection, report: Mapping[str, Any]) -> int:

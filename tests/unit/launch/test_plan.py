@@ -309,6 +309,28 @@ def test_the_steps_of_prepared_data_are_those_of_the_run(
     assert f"{epoch} an epoch, {total} in all" in printed("plan", recipe_name, "--on", "cpu_ddp")
 
 
+@pytest.mark.parametrize("also", [[], ["training.time_budget_minutes=5"]])
+def test_the_steps_tell_of_packs_and_of_an_early_end(
+    also: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FINELAUNCH_CACHE", str(tmp_path))
+    name, words = "domain_assistant/smoke", ["task.packing=true", *also]
+    patience = ["training.metric_for_best_model=loss", "training.early_stopping_patience=2"]
+    steps = [planned(name, given, "cpu").steps["text"] for given in ([], words, [*words, *patience])]
+    assert "pack" not in steps[0] + planned(name, patience, "cpu").steps["text"]
+    assert steps[1].endswith("; a row of the global batch is a pack (task.packing)")
+    assert steps[2] == f"{steps[1]}; fewer with no better loss for 2 evaluations"
+    recipe, document = load_recipe(name, read_overrides(words)["recipe"])
+    prepare(recipe.data, recipe.model, task_for(recipe.task), recipe.task.model_dump(mode="json"), document)
+    known = planned(name, [*words, *patience], "cpu").steps
+    said = re.search(
+        r"an epoch, .* is a pack \(task.packing: 65 rows in (\d+) packs of .*\); fewer with", known["text"]
+    )
+    assert said is not None
+    assert known["epoch"] == -(-int(said[1]) // recipe.training.global_batch_size)
+    assert known["text"] in printed("plan", name, *words, *patience, "--on", "cpu")
+
+
 def num_steps_of(sampler: GlobalBatchSampler, training: Any) -> int:
     """Return the steps that a run announces and takes."""
     from finelaunch.training.train import num_steps
