@@ -194,6 +194,24 @@ def test_the_last_weights_are_kept_and_overfitting_is_told_once(tmp_path):
     assert any(line.startswith("  early end   stopped early at step 42: no better loss for 4") for line in status)
 
 
+def test_the_events_are_read_once_an_evaluation(tmp_path, monkeypatch):
+    reads, of_evaluations, evaluate = [], [], best.Selection.on_evaluate
+
+    def read(path):
+        reads.append(path.name)
+        return read_lines(path)
+
+    def on_evaluate(self, *args, **others):
+        reads.clear()
+        evaluate(self, *args, **others)
+        of_evaluations.append(reads.count("events.jsonl"))
+
+    monkeypatch.setattr(best, "read_lines", read)
+    monkeypatch.setattr(best.Selection, "on_evaluate", on_evaluate)
+    run = run_recipe("imdb/smoke", tmp_path / "run", *WORDS)
+    assert of_evaluations == [1] * len(events_of(run, "evaluated"))
+
+
 def test_a_figure_that_the_rows_do_not_give_is_told_at_the_first_evaluation(tmp_path):
     words = ("training.metric_for_best_model=no_answer_auc", "data.train.max_samples=8", "data.validation_fraction=0.2")
     with pytest.raises(BadInput, match=r"best_model: no_answer_auc cannot be measured .* one of loss, exact"):

@@ -4,7 +4,7 @@ What is best, and whether it is time to end, follows from the run's records alon
 reads them and tells the others.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -90,11 +90,11 @@ class Selection(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Have the step saved where it is the best so far, and end training where patience has run out."""
-        best = on_first(self.ranks, lambda: self._look(state.global_step))
+        best, end = on_first(self.ranks, self._look)
         is_unsaved = self.saving.saved_step != state.global_step
         if self.section.load_best_model_at_end and best.step == state.global_step and is_unsaved:
             control.should_save = True
-        self.end_if_due()
+        self._end(end)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Leave out a second checkpoint of the same step."""
@@ -102,16 +102,14 @@ class Selection(TrainerCallback):
             control.should_save = False
 
     def end_if_due(self) -> None:
-        """End training where patience has run out, and not at its last step anyway; every rank calls this.
+        """End a run that had ended for want of a better figure and goes on, before its first step; all ranks call it."""
+        self._end(on_first(self.ranks, lambda: self._why_ended(read_lines(self.run.events))))
 
-        A run that had ended so and goes on is ended before its first step.
-        """
-        state, control = self.trainer.state, self.trainer.control
-        if self.section.early_stopping_patience is None or self.has_stopped or state.global_step >= state.max_steps:
-            return
-        text = on_first(self.ranks, lambda: self._why_ended(state.global_step))
+    def _end(self, text: str | None) -> None:
+        """End training where there is a reason to, in words; every rank calls this."""
         if text is None:
             return
+        state, control = self.trainer.state, self.trainer.control
         self.has_stopped = True
         self.sampler.end_after(state.global_step)
         control.should_training_stop = True
@@ -124,7 +122,7 @@ class Selection(TrainerCallback):
     def best(self) -> Best | None:
         """Return the best evaluation of the run, if there is one; every rank calls this."""
         metric = self.section.metric_for_best_model
-        return on_first(self.ranks, lambda: next(iter(ranking(self._course(), metric)), None))
+        return on_first(self.ranks, lambda: next(iter(ranking(course(read_lines(self.run.events)), metric)), None))
 
     def figures(self, kept_step: int) -> dict[str, Any]:
         """Return what the selection came to, for ``metrics.json``; every rank calls this.
@@ -169,35 +167,40 @@ class Selection(TrainerCallback):
         on_first(self.ranks, lambda: self._prove(found, best, figures, placement))
         return best.step
 
-    def _course(self) -> Any:
-        return course(read_lines(self.run.events))
-
-    def _look(self, step: int) -> Best:
-        """Return the best evaluation up to now, and say where the model overfits.
+    def _look(self) -> tuple[Best, str | None]:
+        """Return the best evaluation up to now and why training ends here, if it does; say where the model overfits.
 
         Raises:
             BadInput: The figure to compare by was not measured: the validation split does not allow for it.
         """
-        measured, metric = self._course(), self.section.metric_for_best_model
-        if metric not in measured[step]:
+        events = read_lines(self.run.events)
+        measured, metric = course(events), self.section.metric_for_best_model
+        figures = measured[self.trainer.state.global_step]
+        if metric not in figures:
             what = f"{metric} cannot be measured on this data.validation"
-            allowed = f"one of {', '.join(name for name in measured[step] if is_selectable(name))}"
+            allowed = f"one of {', '.join(name for name in figures if is_selectable(name))}"
             raise BadInput(Problem("recipe", "training.metric_for_best_model", what, allowed))
         seen = overfitting(measured, read_lines(self.run.train_log))
         if seen:
             text = f"{seen}; {overfitting_advice(self.section)}"
             if self.run.warn(text):
                 warn(text)
-        return ranking(measured, metric)[0]
+        return ranking(measured, metric)[0], self._why_ended(events)
 
-    def _why_ended(self, step: int) -> str | None:
-        """Return why training ends at ``step``, if it does, once it stands in the run's events."""
-        measured, metric = self._course(), self.section.metric_for_best_model
-        patience, threshold = self.section.early_stopping_patience, self.section.early_stopping_threshold
-        if patience is None or patience_ends(measured, metric, patience, threshold) is None:
+    def _why_ended(self, events: Sequence[Mapping[str, Any]]) -> str | None:
+        """Return why training ends before its last step, if it does, once it stands in the run's events.
+
+        Args:
+            events: Those of the run.
+        """
+        step, patience = self.trainer.state.global_step, self.section.early_stopping_patience
+        if patience is None or self.has_stopped or step >= self.trainer.state.max_steps:
+            return None
+        measured, metric = course(events), self.section.metric_for_best_model
+        if patience_ends(measured, metric, patience, self.section.early_stopping_threshold) is None:
             return None
         best = ranking(measured, metric)[0]
-        known = [event["step"] for event in read_lines(self.run.events) if event.get("event") == "stopped_early"]
+        known = [event["step"] for event in events if event.get("event") == "stopped_early"]
         text = stopped_text(step, self.section, best)
         if step not in known:
             facts = {"metric": metric, "patience": patience, "best_step": best.step, "best": best.value}
@@ -215,7 +218,8 @@ class Selection(TrainerCallback):
         Raises:
             FinelaunchError: They differ.
         """
-        recorded = self._course()[best.step]
+        events = read_lines(self.run.events)
+        recorded = course(events)[best.step]
         differing = [name for name, value in recorded.items() if figures.get(name) != value]
         say(f"the weights of step {best.step} are kept, the best one by {self.section.metric_for_best_model}: {best}")
         if not differing:
@@ -223,19 +227,19 @@ class Selection(TrainerCallback):
             return
         off = abs(figures["loss"] - recorded["loss"]) / max(abs(recorded["loss"]), 1e-12)
         limit = LOSS_TOLERANCE.get(placement.precision, _LOSS_TOLERANCE_OF_OTHERS)
-        if any("launch.precision" in event.get("keys", ()) for event in read_lines(self.run.events)):
+        if any("launch.precision" in event.get("keys", ()) for event in events):
             limit = _LOSS_TOLERANCE_OF_OTHERS
         name = differing[0]
         text = f"{found.path}: measured again, its weights give {name} {figures.get(name)!r}, not {recorded[name]!r}"
-        if off > limit or self._is_exact(found, placement):
+        if off > limit or self._is_exact(found, placement, events):
             raise FinelaunchError(f"{text}: they are not what was measured at step {best.step}, and nothing was kept")
         text += f"; the loss differs by {off:.1e} of it, which may be {limit:g} where a machine does not repeat itself"
         if self.run.warn(text):
             warn(text)
 
-    def _is_exact(self, found: Checkpoint, placement: Placement) -> bool:
+    def _is_exact(self, found: Checkpoint, placement: Placement, events: Sequence[Mapping[str, Any]]) -> bool:
         """Return whether this process must come to the very figures of the one that wrote ``found``."""
-        wrote, here, events = found.content, versions(), read_lines(self.run.events)
+        wrote, here = found.content, versions()
         hosts = {event["host"] for event in events if event.get("event") == "started" and "host" in event}
         if len(hosts) > 1 or any(event.get("event") == "changed" for event in events):
             return False
