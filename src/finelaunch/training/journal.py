@@ -19,6 +19,9 @@ from finelaunch.run.files import append_line, cut_lines, read_lines, write_lines
 from finelaunch.run.log import console, say
 from finelaunch.run.ranks import gather
 
+SHOWN = ("accuracy", "exact_match", "f1", "perplexity", "loss")
+"""Figures on the validation split that are shown after the one that steps are compared by, where they are measured."""
+
 
 class Start(TrainerCallback):
     """Calls back once the engine has prepared the model and before the first step.
@@ -98,6 +101,7 @@ class Journal(TrainerCallback):
         losses: Those of an interval that goes on tell how long it is already.
         checkpoint_seconds: Gives what checkpoints have taken since it was last asked.
         num_steps: Steps of the whole training.
+        metric: The figure on the validation split that steps are compared by.
     """
 
     def __init__(
@@ -107,8 +111,10 @@ class Journal(TrainerCallback):
         losses: Losses,
         checkpoint_seconds: Callable[[], dict[str, float]],
         num_steps: int,
+        metric: str,
     ) -> None:
         self.num_steps = num_steps
+        self.metric = metric
         self.run = run
         self.sampler = sampler
         self.losses = losses
@@ -182,11 +188,11 @@ class Journal(TrainerCallback):
         self._show(row, seconds_per_step)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, Any] | None = None, **_: Any) -> None:
-        """Record the figures on the validation split; its time is not training time."""
+        """Record the figures on the validation split and show the main ones; its time is not training time."""
         figures = {name.removeprefix("eval_"): value for name, value in (metrics or {}).items()}
         self.evaluated_step = state.global_step
         self.run.record("evaluated", step=state.global_step, validation=figures)
-        shown = ("accuracy", "exact_match", "f1", "perplexity", "loss")
+        shown = dict.fromkeys((self.metric, *SHOWN))
         text = "  ".join(f"{name} {figures[name]:.4g}" for name in shown if name in figures)
         say(f"step {state.global_step}: validation {text}")
         self._lap(count=False)

@@ -201,7 +201,7 @@ def train(
     saving = Saving(run, ranks, stated, losses.of_interval, section.save_total_limit, metric, saved_step, aside)
     selection = Selection(run, ranks, section, sampler, losses, saving)
     preemption = Preemption(saving, grace_seconds, before_first_step)
-    journal = Journal(run, sampler, losses, saving.seconds, steps)
+    journal = Journal(run, sampler, losses, saving.seconds, steps, metric)
     guard = Guard(run, sampler, features, lambda: split.examples, ranks, placement, newest)
 
     def trainer_of(stage: Stage, begins_at: int | None, arguments: "TrainingArguments") -> FinelaunchTrainer:
