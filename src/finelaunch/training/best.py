@@ -18,7 +18,7 @@ from finelaunch.run.directory import RunDirectory, versions
 from finelaunch.run.files import read_lines
 from finelaunch.run.log import say, warn
 from finelaunch.run.ranks import Ranks, on_first
-from finelaunch.training.checkpoints import EXACT_ONLY_WITH, NOT_EXACT, verified
+from finelaunch.training.checkpoints import EXACT_ONLY_WITH, NOT_EXACT, Continued, verified
 from finelaunch.training.journal import Losses
 from finelaunch.training.manifest import Checkpoint
 from finelaunch.training.placement import Placement
@@ -56,6 +56,7 @@ class Selection(TrainerCallback):
         sampler: Yields no more rows once training has ended.
         losses: Those of an interval that is cut short are still logged.
         saving: Knows what is saved.
+        chosen: What training goes on from.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Selection(TrainerCallback):
         sampler: GlobalBatchSampler,
         losses: Losses,
         saving: Saving,
+        chosen: Continued,
     ) -> None:
         self.run = run
         self.ranks = ranks
@@ -73,17 +75,19 @@ class Selection(TrainerCallback):
         self.sampler = sampler
         self.losses = losses
         self.saving = saving
+        self.chosen = chosen
         self.trainer: Any = None
         self.has_stopped = False
         """Whether training has ended before its last step, for want of a better figure."""
 
     def announce(self, num_steps: int) -> None:
-        """Say what of the settings will not do what it seems to.
+        """Say what of the settings will not do what it seems to; every rank calls this.
 
         Args:
             num_steps: Steps of the whole training.
         """
-        late = late_patience(self.section, num_steps, self.sampler.num_global_batches)
+        since_step = on_first(self.ranks, lambda: self.chosen.since_step(self.run))
+        late = late_patience(self.section, num_steps, self.sampler.num_global_batches, since_step)
         for text in (late, lost_weights(self.section)):
             if text and self.run.warn(text):
                 warn(text)
@@ -102,7 +106,7 @@ class Selection(TrainerCallback):
             control.should_save = False
 
     def end_if_due(self) -> None:
-        """End a run that had ended for want of a better figure and goes on, before its first step; all ranks call it."""
+        """End a run that had ended before and goes on, before its first step; every rank calls this."""
         self._end(on_first(self.ranks, lambda: self._why_ended(read_lines(self.run.events))))
 
     def _end(self, text: str | None) -> None:

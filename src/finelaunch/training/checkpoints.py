@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from finelaunch.errors import BadInput, FinelaunchError, Problem
 from finelaunch.models.weights import is_adapted
 from finelaunch.run.directory import RunDirectory, differences, is_permitted, versions
-from finelaunch.run.files import unreadable_text
+from finelaunch.run.files import read_lines, unreadable_text
 from finelaunch.run.log import say, warn
 from finelaunch.run.ranks import Ranks, gather, on_first
 from finelaunch.run.watch import alive
@@ -114,6 +114,14 @@ class Continued:
     checkpoint: Checkpoint | None
     is_foreign: bool
     newer: tuple[tuple[Path, bool], ...]
+
+    def since_step(self, run: RunDirectory) -> int:
+        """Return after which step the course begins that goes on here: 0, or that of the checkpoint of another run."""
+        since = self.checkpoint.step if self.checkpoint else 0
+        for event in read_lines(run.events) if since and not self.is_foreign else ():
+            if event.get("event") == "training":
+                since = event["from_step"] if event.get("foreign") else min(since, event["from_step"])
+        return since
 
 
 def choose_checkpoint(

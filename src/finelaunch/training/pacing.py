@@ -263,19 +263,12 @@ def _course(section: TrainingSection, run: RunDirectory, chosen: Continued, step
     """Return the plans of the course that goes on at ``step``, and where it began; the manifest forgets all others."""
     kept = run.read_manifest().get("time_budget")
     plans = plans_in(kept)
-    is_own = chosen.checkpoint is not None and not chosen.is_foreign
     is_of_another = bool(plans) and (plans[0].since_step > step or (chosen.is_foreign and plans[0].since_step != step))
     if section.time_budget_minutes is None or section.resume == "never" or is_of_another:
         plans = ()
     if kept and not plans:
         run.note(time_budget=None)
-    if plans:
-        return plans, plans[0].since_step
-    begun = step
-    for event in read_lines(run.events) if is_own else ():
-        if event.get("event") == "training":
-            begun = event["from_step"] if event.get("foreign") else min(begun, event["from_step"])
-    return (), begun
+    return plans, plans[0].since_step if plans else chosen.since_step(run)
 
 
 def learning_rate_rule(args: TrainingArguments, num_steps: int) -> Callable[[int], float]:

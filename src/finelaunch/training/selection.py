@@ -130,17 +130,24 @@ def overfitting_advice(section: TrainingSection) -> str:
     return f"try: {', '.join(ways)}, or train less of the model (method.name: lora)"
 
 
-def late_patience(section: TrainingSection, num_steps: int, steps_an_epoch: int) -> str | None:
-    """Return what is to be said where ``early_stopping_patience`` cannot end a training before its last step."""
+def late_patience(section: TrainingSection, num_steps: int, steps_an_epoch: int, since_step: int) -> str | None:
+    """Return what is to be said where ``early_stopping_patience`` cannot end a training before its last step.
+
+    Args:
+        section: The recipe's ``training`` section.
+        num_steps: Steps of the whole training.
+        steps_an_epoch: Steps between two evaluations where there is one an epoch.
+        since_step: Evaluations after this step count.
+    """
     if section.early_stopping_patience is None:
         return None
-    every = section.eval_steps if section.eval_strategy == "steps" else steps_an_epoch
-    count = math.ceil(num_steps / (every or 1))
+    every = (section.eval_steps if section.eval_strategy == "steps" else steps_an_epoch) or 1
+    count = math.ceil(num_steps / every) - since_step // every
     if section.early_stopping_patience + 1 < count:
         return None
     return (
         f"training.early_stopping_patience {section.early_stopping_patience} cannot end this training before its last "
-        f"step: there are {count} evaluations in {num_steps} steps; lower it, or evaluate more often "
+        f"step: there are {count} evaluations in {num_steps - since_step} steps; lower it, or evaluate more often "
         "(training.eval_strategy: steps)"
     )
 

@@ -199,7 +199,7 @@ def train(
     saved_step = None if chosen.is_foreign else step or None
     metric = section.metric_for_best_model
     saving = Saving(run, ranks, stated, losses.of_interval, section.save_total_limit, metric, saved_step, aside)
-    selection = Selection(run, ranks, section, sampler, losses, saving)
+    selection = Selection(run, ranks, section, sampler, losses, saving, chosen)
     preemption = Preemption(saving, grace_seconds, before_first_step)
     journal = Journal(run, sampler, losses, saving.seconds, steps, metric)
     guard = Guard(run, sampler, features, lambda: split.examples, ranks, placement, newest)

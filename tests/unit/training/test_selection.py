@@ -2,6 +2,8 @@
 
 import math
 import operator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +11,10 @@ import pytest
 from finelaunch.errors import BadInput
 from finelaunch.metrics.selection import LOWER_IS_BETTER, SELECTABLE, gain
 from finelaunch.recipe.load import load_recipe, read_overrides
+from finelaunch.run.directory import RunDirectory
+from finelaunch.run.ranks import ALONE
+from finelaunch.training.checkpoints import Continued
+from finelaunch.training.manifest import Checkpoint
 from finelaunch.training.section import TrainingSection
 from finelaunch.training.selection import (
     Best,
@@ -180,9 +186,31 @@ def test_advice_leaves_out_what_the_recipe_does() -> None:
 @pytest.mark.parametrize(("patience", "num_steps", "is_late"), [(3, 40, True), (2, 40, False), (3, 41, False)])
 def test_a_patience_that_cannot_end_training_is_told(patience: int, num_steps: int, is_late: bool) -> None:
     for values in ({}, {"eval_strategy": "steps", "eval_steps": 10}):
-        said = late_patience(section(early_stopping_patience=patience, **values), num_steps, 10)
+        said = late_patience(section(early_stopping_patience=patience, **values), num_steps, 10, 0)
         assert (said is not None) == is_late
-    assert late_patience(section(), num_steps, 10) is None
+    assert late_patience(section(), num_steps, 10, 0) is None
+
+
+@pytest.mark.parametrize(("step", "count"), [(0, None), (9, None), (10, 3), (14, 3), (30, 1)])
+def test_after_a_start_from_another_run_patience_has_the_evaluations_since(
+    step: int, count: int | None, tmp_path: Path
+) -> None:
+    """On a start from a checkpoint of another run, and on the next one, from a checkpoint of its own."""
+    from finelaunch.training.best import Selection
+
+    run = RunDirectory(tmp_path)
+    run.begin({"task": {}}, {}, [])
+    run.record("training", from_step=0)
+    for is_foreign, at in ((True, step), (False, step + 2)):
+        chosen = Continued(Checkpoint(tmp_path, {"step": at}), is_foreign and step > 0, ())
+        settings = section(early_stopping_patience=2, load_best_model_at_end=True)
+        sampler: Any = SimpleNamespace(num_global_batches=10)
+        unused: Any = None
+        Selection(run, ALONE, settings, sampler, unused, unused, chosen).announce(40)
+        run.record("training", from_step=at, **({"foreign": True} if chosen.is_foreign else {}))
+    said = [f"there are {count} evaluations in {40 - step} steps"] if count else []
+    assert [text for text in said if text in str(run.read_manifest()["warnings"])] == said
+    assert len(run.read_manifest()["warnings"]) == len(said), "the second start says the same"
 
 
 def test_weights_that_are_not_the_best_are_told() -> None:
