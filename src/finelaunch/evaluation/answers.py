@@ -85,11 +85,18 @@ class Answers:
         self.stated["key"] = content_key({"asked": asked, "max_new_tokens": how.max_new_tokens, "base": base})
 
     def begin(self, step: int) -> None:
-        """Drop the answers of later steps, and where training begins, those of an attempt that was another."""
+        """Drop the answers of later steps, and where training begins, those of an attempt that was another.
+
+        Where it begins from the checkpoint of another run all are of a course that was given up.
+        """
         if not self.run.writes:
             return
         is_same = self.run.read_manifest().get("answers") == self.stated
-        kept = [row for row in read_lines(self.run.answers) if row["step"] <= step and (step > 0 or is_same)]
+        events = reversed(read_lines(self.run.events))
+        start = next((event for event in events if event.get("event") == "training"), {})
+        is_given_up = start.get("foreign", False) and start["from_step"] == step
+        keeps = not is_given_up and (step > 0 or is_same)
+        kept = [row for row in read_lines(self.run.answers) if keeps and row["step"] <= step]
         if self.run.answers.exists():
             write_lines(self.run.answers, kept)
         if not is_same:

@@ -94,6 +94,26 @@ def test_later_answers_are_dropped_and_those_of_another_attempt(run: RunDirector
     assert steps_of(run) == [0, 5, 10]
 
 
+def test_a_start_from_the_checkpoint_of_another_run_drops_the_answers_of_the_course_before(
+    run: RunDirectory, tokenizer: Any
+) -> None:
+    rows = [{"step": step, "epoch": 0.0, "id": "a", "prompt": "b", "answer": "c"} for step in (0, 5, 10)]
+    journal = answers(run, tokenizer)
+    run.record("training", from_step=0)
+    journal.begin(0)
+    write_lines(run.answers, rows)
+    run.record("training", from_step=5, foreign=True)
+    journal.begin(5)
+    assert steps_of(run) == []
+    assert not journal.is_done(5), "the weights at hand have not been asked"
+    write_lines(run.answers, rows[1:])
+    journal.begin(10)  # the next stage of the same start
+    assert steps_of(run) == [5, 10]
+    run.record("training", from_step=5)  # from a checkpoint of its own
+    journal.begin(5)
+    assert steps_of(run) == [5]
+
+
 def test_a_page_is_a_table_whatever_stands_in_the_texts() -> None:
     row = {"epoch": 0.0, "id": "x", "prompt": "a | b\n<i>*", "reference": None}
     page = as_page([{**row, "step": 0, "answer": "one\n\ntwo"}, {**row, "step": 7, "epoch": 0.5, "answer": "z" * 700}])
