@@ -16,7 +16,6 @@ from finelaunch.launch.place import place
 from finelaunch.launch.runs import refuse_another_job, refuse_changed_base, refuse_changed_data
 from finelaunch.methods.limits import scratch_note
 from finelaunch.recipe.load import flatten
-from finelaunch.recipe.schema import Recipe
 from finelaunch.reporting.card import model_card
 from finelaunch.reporting.rows import report_data, report_forgotten
 from finelaunch.run import log, signals
@@ -262,7 +261,7 @@ def _train(
 
     last: dict[str, Any] = {"base": gather(run.read_manifest().get("base_figures") if run.writes else None)[0]}
 
-    def on_untrained(model: Any) -> None:
+    def measure_base(model: Any) -> None:
         last["base"] = _base_figures(evaluator, model, prepared, run)
         run.note(base_figures=last["base"])
         seconds.lap("base")
@@ -270,7 +269,12 @@ def _train(
     wants_base = recipe.evaluation.base and "test" in prepared.splits and last["base"] is None
     if wants_base and not placement.engine.shards_weights:
         move(model, placement)
-        on_untrained(model)
+        measure_base(model)
+
+    def on_begin(model: Any, is_untrained: bool) -> None:
+        seconds.lap("set_up")
+        if wants_base and is_untrained and placement.engine.shards_weights:
+            measure_base(model)
 
     def on_validation(trained: Any) -> dict[str, Any]:
         last["measured"] = measure_split(evaluator, trained, prepared, "validation")
@@ -287,7 +291,7 @@ def _train(
         prepared.tokenizer,
         prepared.splits["train"],
         on_validation,
-        on_untrained if wants_base and placement.engine.shards_weights else None,
+        on_begin,
         answers_of(recipe.evaluation, task, prepared, run, built.fingerprint),
         run,
         identity,
@@ -319,6 +323,7 @@ def _results(
     """Measure what was trained, and write the model, its predictions and figures; empty on all ranks but the first."""
     from finelaunch.evaluation.answers import with_answers
     from finelaunch.evaluation.finished import save_model
+    from finelaunch.evaluation.metrics import further_metrics
 
     recipe = job.recipe
     tuned = trained.measured
@@ -333,7 +338,7 @@ def _results(
     measured = validation
     if "test" in prepared.splits:
         measured = measure_split(evaluator, tuned, prepared, "test", threshold)
-    further = _further(recipe, measured)
+    further = further_metrics(recipe.evaluation.metrics, *map(list, measured.references))
     predictions = with_answers(recipe.evaluation, task, trained.model, prepared.tokenizer, measured)
     seconds.lap("evaluate")
     if not run.writes:
@@ -384,13 +389,6 @@ def _warn_if_worse(run: RunDirectory, base: dict[str, Any] | None, tuned: dict[s
         text = f"the tuned model's loss {tuned['loss']:.4g} is worse than the untuned one's {base['loss']:.4g}"
         if run.warn(text):
             log.warn(f"{text}: too few steps, divergence or overfitting, see docs/troubleshooting.md")
-
-
-def _further(recipe: Recipe, measured: "Measured") -> dict[str, Any]:
-    """Return the figures of the metrics that the recipe names beyond the task's own."""
-    from finelaunch.evaluation.metrics import further_metrics
-
-    return further_metrics(recipe.evaluation.metrics, *map(list, measured.references))
 
 
 def _write_card(run: RunDirectory, metrics: dict[str, Any]) -> None:

@@ -91,6 +91,7 @@ def test_a_run_leaves_what_the_contract_names(name, runs):
     for part in ("base", "validation", "eval"):
         assert set(metrics[part]) >= FIGURES[name] | {"loss"}
     assert set(metrics["train"]) == TRAIN
+    assert list(metrics["seconds"]) == ["prepare", "load", "base", "set_up", "train", "evaluate"]
     manifest = json.loads(run.manifest.read_text())
     engine = manifest["engine"]
     assert (engine["name"], engine["world_size"], engine["device"], engine["dtype"]) == ("single", 1, "cpu", "float32")

@@ -74,7 +74,7 @@ def train(
     tokenizer: "PreTrainedTokenizerBase",
     split: Split,
     evaluator: Callable[[Any], dict[str, Any]],
-    on_untrained: Callable[[Any], None] | None,
+    on_begin: Callable[[Any, bool], None],
     epoch_end: "EpochEnd | None",
     run: RunDirectory,
     identity: Identity,
@@ -94,7 +94,7 @@ def train(
         tokenizer: Its tokenizer, saved with every checkpoint.
         split: The training rows.
         evaluator: Measures a model on the validation split.
-        on_untrained: Called with the prepared model before the first step of a training that begins.
+        on_begin: Called with the prepared model before the first step, and with whether it is untrained.
         epoch_end: Called with the untuned model and after each epoch.
         run: Where checkpoints and logs go.
         identity: What the checkpoints state of the run.
@@ -170,8 +170,7 @@ def train(
         name, lost = checkpoint.path.name if checkpoint else None, num_lost_steps(run, step)
         foreign = {"foreign": True} if chosen.is_foreign else {}
         run.record("training", from_step=step, steps=steps, checkpoint=name, lost_steps=lost, **foreign)
-        if checkpoint is None and on_untrained is not None:
-            on_untrained(trainer.measured_model)
+        on_begin(trainer.measured_model, checkpoint is None)
 
     def before_first_step() -> None:
         ends = {stage.end_step for stage in stages}
