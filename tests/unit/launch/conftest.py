@@ -1,10 +1,11 @@
-"""The machine on which plans are made in tests."""
+"""The machine on which plans are made in tests, and the place where ranks are started."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
+from unit.launch.scene import Scene
 
 from finelaunch.launch import profile as profile_module
 
@@ -24,3 +25,12 @@ def bare_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.chdir(empty)
         yield empty
     assert not list(empty.iterdir()), "a plan writes nothing"
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Iterator[Scene]:
+    """A folder whose processes are ended with the test."""
+    scene = Scene(tmp_path)
+    yield scene
+    for process in scene.survivors():
+        process.kill()
