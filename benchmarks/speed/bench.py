@@ -2,9 +2,9 @@
 
 ``ours`` is ``finelaunch train``; ``plain`` a Trainer script that pads to the maximum length and finds answers in a
 loop; ``tuned`` the same with dynamic padding and length groups. All of them get the same model, rows, batch, seed and
-steps, each process is alone on the machine, and they take turns: ABC, BCA, CAB. First they must show that they do the
-same work (:mod:`equality`), and ours runs twice a turn, to tell differences from noise. With ``--device cuda`` the
-shapes of :mod:`on_gpu` are measured instead.
+steps, and they take turns of one step each: while one makes a step, all others wait. First they must show that they do
+the same work (:mod:`equality`), and ours runs twice, to tell differences from noise. With ``--device cuda`` the shapes
+of :mod:`on_gpu` are measured instead.
 """
 
 import argparse
@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import equality
 import on_gpu
 import page
-from contestants import Crash
 from figures import Results, floors, table
+from processes import Crash
 from rows import SHAPES, write_work
 from turns import Bench, say
 

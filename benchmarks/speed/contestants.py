@@ -1,21 +1,12 @@
-"""Who is measured, how each is called, and what one process of it has shown.
+"""Who is measured, and how each is called: in a process of its own, with caches of its own and as many threads."""
 
-Every contestant runs in a process of its own, in a session of its own, with the probe on its PYTHONPATH, caches that
-are its own, and as many threads as the others. What it prints goes to a log that stands in every error.
-"""
-
-import contextlib
 import json
 import os
-import signal
-import subprocess
 import sys
-import threading
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from processes import Process
 from rows import Work
 
 HERE = Path(__file__).parent
@@ -23,10 +14,6 @@ ROOT = HERE.parents[1]
 CONTESTANTS = ("ours", "plain", "tuned")
 AGAIN = "ours again"
 """Ours a second time: what differs between the two is noise."""
-
-
-class Crash(Exception):
-    """A contestant that did not end well; says where its log is."""
 
 
 @dataclass(frozen=True)
@@ -56,36 +43,6 @@ class Call:
     device: str = "cpu"
     keep_logits: bool = False
     steps: int = 0
-
-
-@dataclass
-class Seen:
-    """What a process has shown.
-
-    Args:
-        began: When it was started, on the clock that all processes share.
-        seconds: From its start to its end.
-        peak_bytes: The most memory it held.
-        probe: What the probe wrote.
-        out: Its output folder.
-        metrics: Its figures.
-    """
-
-    began: float
-    seconds: float
-    peak_bytes: int
-    probe: dict[str, Any]
-    out: Path
-    metrics: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def to_first_step(self) -> float:
-        """Seconds from the start of the process to the end of its first step."""
-        return self.probe["steps"][0] - self.began
-
-    def lap(self, name: str) -> float | None:
-        """Return the seconds of a lap, where there was one."""
-        return self.probe["laps"].get(name, {}).get("seconds")
 
 
 def words(work: Work, call: Call, out: Path) -> list[str]:
@@ -170,68 +127,7 @@ def environment(caches: Path, device: str, threads: int) -> dict[str, str]:
     return {**os.environ, **own}
 
 
-def run(work: Work, call: Call, out: Path, caches: Path, timeout: float, threads: int) -> Seen:
-    """Run a contestant to its end.
-
-    Raises:
-        Crash: It did not end well, or not in time.
-    """
-    line = words(work, call, out)
+def process(work: Work, call: Call, out: Path, caches: Path, timeout: float, threads: int) -> Process:
+    """Return the process of a contestant, not yet started."""
     own = environment(caches, call.device, threads) | ({"BENCH_LOSSES": "1"} if call.check else {})
-    return run_line(line, own, out, timeout, call.contestant)
-
-
-def run_line(
-    line: list[str], own: dict[str, str], out: Path, timeout: float, name: str, cwd: Path | None = None
-) -> Seen:
-    """Run a command line under the probe.
-
-    Raises:
-        Crash: It did not end well, or not in time.
-    """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    log, probe = out.with_name(f"{out.name}.log"), out.with_name(f"{out.name}.probe.json")
-    own = {**own, "BENCH_PROBE": str(probe)}
-    with log.open("wb") as file:
-        began = time.monotonic()
-        process = subprocess.Popen(
-            line,
-            stdout=file,
-            stderr=file,
-            stdin=subprocess.DEVNULL,
-            env=own,
-            cwd=cwd or out.parent,
-            start_new_session=True,
-        )
-        timer = threading.Timer(timeout, _end, [process.pid])
-        timer.start()
-        try:
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-        except BaseException:
-            _end(process.pid)
-            process.wait()
-            raise
-        finally:
-            timer.cancel()
-    seconds = time.monotonic() - began
-    if process.returncode or not probe.exists():
-        lines = [text for text in log.read_text(errors="replace").splitlines() if text.strip()]
-        how = (
-            f"answered {process.returncode}"
-            if process.returncode >= 0
-            else f"was ended by signal {-process.returncode}"
-        )
-        how += f" after {seconds:.0f} s" if seconds >= timeout else ""
-        raise Crash(f"{name} {how}: {lines[-1] if lines else 'it said nothing'} (all it said: {log})")
-    metrics = out / "metrics.json"
-    figures = json.loads(metrics.read_text()) if metrics.exists() else {}
-    figures = figures.get("validation") or figures
-    shown = json.loads(probe.read_text())
-    return Seen(began, seconds, shown["peak_bytes"] or usage.ru_maxrss * 1024, shown, out, figures)
-
-
-def _end(pid: int) -> None:
-    """End a process and all that it has started."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)
+    return Process(words(work, call, out), own, out, timeout, call.contestant)

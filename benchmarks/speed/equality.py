@@ -8,7 +8,8 @@ tokens only, as ours always does: the library's own loss has padded positions in
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from contestants import CONTESTANTS, Call, Seen, run
+from contestants import CONTESTANTS, Call, process
+from processes import Seen
 from rows import Work
 
 STEPS, BATCH = 20, 2
@@ -23,7 +24,7 @@ def check(
     for name in CONTESTANTS:
         order = None if name == "ours" else seen["ours"].out / "samples.jsonl"
         call = Call(name, "many", max_steps=steps, start_only=True, batch=BATCH, check=True, order=order, device=device)
-        seen[name] = run(work, call, folder / f"{work.name}-check-{name}", caches / name, timeout, threads)
+        seen[name] = process(work, call, folder / f"{work.name}-check-{name}", caches / name, timeout, threads).run()
     return seen
 
 

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from contestants import AGAIN, Seen
+from contestants import AGAIN
+from processes import Seen
 from rows import SHAPES
 
 AGREES = 0.03

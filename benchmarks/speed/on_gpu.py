@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from contestants import environment, run_line
+from contestants import environment
 from figures import MEASURES, Results, rates, ratio
+from processes import Process
 from rows import Work
 from turns import Bench
 
@@ -101,7 +102,7 @@ def measure(bench: Bench, model: Model, work: Work) -> list[str]:
     """
     label, device = bench.folder / f"{work.folder.name}-peak", bench.options.device
     own = environment(bench.folder, device, bench.options.threads)
-    run_line([sys.executable, __file__, str(work.model), device], own, label, bench.options.timeout, "the peak")
+    Process([sys.executable, __file__, str(work.model), device], own, label, bench.options.timeout, "the peak").run()
     told = json.loads(label.with_name(f"{label.name}.log").read_text().splitlines()[-1])
     return lines(model.title, told, Results(work.name, trained=bench.rates_of(work)))
 

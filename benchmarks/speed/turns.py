@@ -1,4 +1,4 @@
-"""What is run of a task, and in which order: the check, the starts, then full trainings in turns."""
+"""What is run of a task, and in which order: the check, the starts, then full trainings, a step each in turn."""
 
 import argparse
 import json
@@ -9,8 +9,9 @@ from pathlib import Path
 
 import equality
 import examples
-from contestants import AGAIN, CONTESTANTS, Call, Crash, Seen, environment, run, run_line
+from contestants import AGAIN, CONTESTANTS, Call, environment, process
 from figures import Results, checkpoint_bytes, rates
+from processes import Crash, Process, Seen, in_turn
 from rows import Work
 
 EXAMPLE = "example"
@@ -83,59 +84,67 @@ class Bench:
             shutil.rmtree(caches, ignore_errors=True)
 
     def trainings(self, work: Work, results: Results) -> None:
-        """Train two epochs of the few rows with every contestant, in turns."""
-        contestants = [*CONTESTANTS, AGAIN]
+        """Train two epochs of the few rows with every contestant, a step each in turn.
+
+        Raises:
+            Crash: One did not end well, which was not the example script.
+        """
+        names = [*CONTESTANTS, AGAIN]
         if self.options.examples is not None:
-            contestants.append(EXAMPLE)
+            names.append(EXAMPLE)
         for turn in range(self.options.repetitions):
-            for name in rotated(contestants, turn):
-                caches, label = (
-                    self.folder / f"caches-{work.name}" / name.split()[0],
-                    f"{name.replace(' ', '-')}-{turn}",
-                )
-                if name != EXAMPLE:
-                    keep = name == "plain" and turn == 0
-                    steps, device = self.options.steps, self.options.device
-                    call = Call(name, steps=steps, batch=work.batch, device=device, keep_logits=keep)
-                    seen = self.run(work, call, label, caches)
-                elif results.example:
+            processes, failed = {}, {}
+            for name in rotated(names, turn):
+                label = f"{name.replace(' ', '-')}-{turn}"
+                caches = self.folder / f"caches-{work.name}" / name.split()[0]
+                keep = name == "plain" and turn == 0
+                try:
+                    processes[name] = self.training(work, name, label, caches, keep)
+                except Crash as error:
+                    failed[name] = error
+            found = {**dict(zip(processes, in_turn(list(processes.values())), strict=True)), **failed}
+            for name, seen in found.items():
+                if isinstance(seen, Crash):
+                    if name != EXAMPLE:
+                        raise seen
+                    results.example = f"failed: {seen}"
+                    say(f"{work.name}: {results.example}")
+                    names.remove(name)
                     continue
-                else:
-                    try:
-                        seen = self.run_example(work, label, caches)
-                    except Crash as error:
-                        results.example = f"failed: {error}"
-                        say(f"{work.name}: {results.example}")
-                        continue
-                results.trained.setdefault(name, []).append(seen)
+                if name == EXAMPLE:
+                    seen = replace(seen, metrics=examples.figures(seen.out))
+                results.trained.setdefault(name, []).append(self.weighed(seen))
                 samples, tokens = rates(seen.probe)
                 say(f"{work.name}: {name}, turn {turn + 1}: {samples:.2f} samples/s, {tokens:.0f} tokens/s")
                 if name == "plain" and turn == 0 and work.name == "squad":
                     results.postprocess = self.postprocess(work, seen.out)
                 shutil.rmtree(seen.out, ignore_errors=True)
 
+    def training(self, work: Work, name: str, label: str, caches: Path, keep_logits: bool) -> Process:
+        """Return the process of a full training.
+
+        Raises:
+            Crash: There is no such example script.
+        """
+        out, options = self.folder / f"{work.name}-{label}", self.options
+        if name != EXAMPLE:
+            call = Call(name, steps=options.steps, batch=work.batch, device=options.device, keep_logits=keep_logits)
+            return process(work, call, out, caches, options.timeout, options.threads)
+        script = examples.find_script(options.examples, work.shape.example)
+        if script is None:
+            raise Crash(f"{options.examples} has no {work.shape.example}")
+        files = examples.prepare(work, self.folder)
+        line = examples.words(work, script, files, out, work.batch, options.steps, options.device)
+        own = environment(caches, options.device, options.threads)
+        return Process(line, own, out, options.timeout, work.shape.example, cwd=files)
+
     def run(self, work: Work, call: Call, label: str, caches: Path) -> Seen:
-        seen = run(work, call, self.folder / f"{work.name}-{label}", caches, self.options.timeout, self.options.threads)
-        return self.weighed(seen)
+        out, options = self.folder / f"{work.name}-{label}", self.options
+        return self.weighed(process(work, call, out, caches, options.timeout, options.threads).run())
 
     def weighed(self, seen: Seen) -> Seen:
         size = checkpoint_bytes(seen.out)
         return replace(seen, metrics={**seen.metrics, "checkpoint_bytes": size} if size else seen.metrics)
-
-    def run_example(self, work: Work, label: str, caches: Path) -> Seen:
-        """Run the transformers example script of a task.
-
-        Raises:
-            Crash: It is not there, or did not end well.
-        """
-        script = examples.find_script(self.options.examples, work.shape.example)
-        if script is None:
-            raise Crash(f"{self.options.examples} has no {work.shape.example}")
-        files, out = examples.prepare(work, self.folder), self.folder / f"{work.name}-{label}"
-        line = examples.words(work, script, files, out, work.batch, self.options.steps, self.options.device)
-        own = environment(caches, self.options.device, self.options.threads)
-        seen = run_line(line, own, out, self.options.timeout, work.shape.example, cwd=files)
-        return self.weighed(replace(seen, metrics=examples.figures(out)))
 
     def postprocess(self, work: Work, out: Path) -> list[tuple[float, float]]:
         """Return seconds of the loop and of the search on the logits that the plain script has kept, in turns."""
@@ -144,7 +153,7 @@ class Bench:
         line = [sys.executable, script, *map(str, given)]
         label = self.folder / f"{work.name}-postprocess"
         own = environment(self.folder, self.options.device, self.options.threads)
-        run_line(line, own, label, self.options.timeout, "post-processing")
+        Process(line, own, label, self.options.timeout, "post-processing").run()
         found = json.loads(label.with_name(f"{label.name}.log").read_text().splitlines()[-1])
         equal = f"{found['equal']} of {found['questions']} answers equal"
         say(f"{work.name}: post-processing of {found['windows']} windows, {equal}")

@@ -15,14 +15,31 @@ import sys
 import time
 
 TARGET = os.environ.get("BENCH_PROBE")
+TURNS = [int(number) for number in os.environ.get("BENCH_TURNS", "").split()]
+"""Where it hears that its turn has come, and where it says that it is over; none: there are no turns."""
 SEEN: dict = {"steps": [], "cpu_seconds": [], "saves": [], "laps": {}}
 _INPUTS: list = []
 _LOSSES: list = []
+_WAITED = [0.0]
+
+
+def clock() -> float:
+    """Return the seconds of a clock that stands while others have their turn."""
+    return time.monotonic() - _WAITED[0]
+
+
+def next_turn() -> None:
+    """Let the others have their turn, and wait for the next one."""
+    if TURNS:
+        since = time.monotonic()
+        os.write(TURNS[1], b".")
+        os.read(TURNS[0], 1)
+        _WAITED[0] += time.monotonic() - since
 
 
 def lap(name: str, since: float, **more) -> None:
-    """Book the seconds since ``since``; the last lap of a name counts."""
-    SEEN["laps"][name] = {"seconds": time.monotonic() - since, **more}
+    """Book the seconds since ``since`` on the clock; the last lap of a name counts."""
+    SEEN["laps"][name] = {"seconds": clock() - since, **more}
 
 
 def _count(inputs) -> tuple:
@@ -40,16 +57,19 @@ def _peak_bytes() -> int | None:
 def _watch_trainer(module) -> None:
     class Stamps(module.TrainerCallback):
         def on_train_begin(self, args, state, control, **_):
-            SEEN["train_begins"] = time.monotonic()
+            next_turn()
+            SEEN["train_begins"] = clock()
 
         def on_step_end(self, args, state, control, **_):
             if args.device.type == "cuda":
                 import torch
 
                 torch.cuda.synchronize()
-            SEEN["steps"].append(time.monotonic())
+            SEEN["steps"].append(clock())
             SEEN["cpu_seconds"].append(time.process_time())
             SEEN["peak_bytes_of_steps"] = _peak_bytes()
+            if state.global_step < state.max_steps:
+                next_turn()
 
         def on_train_end(self, args, state, control, **_):
             if args.device.type == "cuda":
@@ -72,10 +92,10 @@ def _watch_trainer(module) -> None:
         return loss
 
     def save(self, *positional, **named):
-        saves, since = self.control.should_save, time.monotonic()
+        saves, since = self.control.should_save, clock()
         after(self, *positional, **named)
         if saves:
-            SEEN["saves"].append(time.monotonic() - since)
+            SEEN["saves"].append(clock() - since)
 
     trainer.__init__, trainer.training_step, trainer._maybe_log_save_evaluate = init, training_step, save
 
@@ -84,7 +104,7 @@ def _watch_evaluator(module) -> None:
     measure = module.Evaluator.measure
 
     def timed(self, model, examples, *others, **named):
-        since = time.monotonic()
+        since = clock()
         found = measure(self, model, examples, *others, **named)
         lap("evaluate", since, examples=len(examples))
         return found
@@ -99,7 +119,7 @@ def _watch_preparation(module) -> None:
         from transformers import AutoTokenizer  # loaded before the clock starts, as the scripts do; it loads torch
 
         assert AutoTokenizer
-        since = time.monotonic()
+        since = clock()
         found = prepare(*positional, **named)
         lap("prepare", since)
         return found

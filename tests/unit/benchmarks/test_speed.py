@@ -20,8 +20,9 @@ import equality
 import examples
 import figures
 import on_gpu
-from contestants import AGAIN, Call, Crash, Seen, words
+from contestants import AGAIN, Call, words
 from figures import Results
+from processes import Crash, Process, Seen, in_turn
 from rows import Work
 from turns import rotated
 
@@ -188,18 +189,59 @@ def test_a_crash_names_its_last_line_and_its_log(tmp_path):
     own = contestants.environment(tmp_path, "cpu", 1)
     code = "print('so far'); raise SystemExit('no such column')"
     with pytest.raises(Crash, match=r"plain answered 1: no such column \(all it said: .*out.log\)"):
-        contestants.run_line([sys.executable, "-c", code], own, tmp_path / "out", 60, "plain")
+        Process([sys.executable, "-c", code], own, tmp_path / "out", 60, "plain").run()
     with pytest.raises(Crash, match="was ended by signal 9 after"):
-        contestants.run_line([sys.executable, "-c", "import time; time.sleep(60)"], own, tmp_path / "late", 1, "plain")
+        Process([sys.executable, "-c", "import time; time.sleep(60)"], own, tmp_path / "late", 1, "plain").run()
 
 
 def test_the_probe_leaves_an_ordinary_process_alone(tmp_path):
     own = contestants.environment(tmp_path, "cpu", 1)
     code = "import sys; print('torch' in sys.modules)"
-    found = contestants.run_line([sys.executable, "-c", code], own, tmp_path / "out", 60, "nobody")
+    found = Process([sys.executable, "-c", code], own, tmp_path / "out", 60, "nobody").run()
     assert (tmp_path / "out.log").read_text() == "False\n"
     assert found.probe["steps"] == []
     assert found.peak_bytes > 10**6
+
+
+STEPS = """
+import json, os, sys, time
+from pathlib import Path
+import sitecustomize as probe
+
+begun = probe.clock()
+for step in range(int(sys.argv[2]) + 1):
+    if step:
+        with Path("steps").open("a") as file:
+            file.write(f"{sys.argv[1]}{step} ")
+        time.sleep(float(sys.argv[3]))
+        probe.SEEN["steps"].append(probe.clock() - begun)
+    if step < int(sys.argv[2]):
+        probe.next_turn()
+if sys.argv[1] == "c":
+    sys.exit("c is over")
+"""
+
+
+def test_steps_are_made_in_turn_and_clocks_stand_meanwhile(tmp_path):
+    """One that takes long takes no time of the others; one that fails leaves them to go on; none is left."""
+    own = contestants.environment(tmp_path, "cpu", 1)
+
+    def process(name, steps, seconds):
+        line = [sys.executable, "-c", STEPS, name, str(steps), str(seconds)]
+        return Process(line, own, tmp_path / name, 60, name)
+
+    a, b, c = in_turn([process("a", 3, 0.0), process("b", 3, 1.0), process("c", 1, 0.0)])
+    assert (tmp_path / "steps").read_text().split() == ["a1", "b1", "c1", "a2", "b2", "a3", "b3"]
+    assert isinstance(c, Crash)
+    assert "c answered 1: c is over" in str(c)
+    assert isinstance(a, Seen)
+    assert isinstance(b, Seen)
+    assert len(a.probe["steps"]) == 3
+    assert a.probe["steps"][-1] < 2.0 < b.probe["steps"][-1]  # a waited for 2 steps of b, of a second each
+    code = "import time; time.sleep(60)"
+    late = Process([sys.executable, "-c", code], own, tmp_path / "late", 0.5, "late")
+    (found,) = in_turn([late])
+    assert "was ended by signal 9 after" in str(found)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -211,11 +253,11 @@ import signal, sys
 from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background of a shell
 sys.path[:0] = [{str(SPEED)!r}, {str(SPEED.parent)!r}]
-import bench, contestants
+import bench, contestants, processes
 here = Path({str(tmp_path)!r})
 own = contestants.environment(here, "cpu", 1)
 def measure(*_):
-    contestants.run_line([sys.executable, "-c", {child!r}], own, here / "out", 300, "ours")
+    processes.Process([sys.executable, "-c", {child!r}], own, here / "out", 300, "ours").run()
 bench.measure_tasks = measure
 data = here / "medquad" / "medquad.jsonl"
 data.parent.mkdir()
