@@ -42,7 +42,7 @@ def read_options(given=None) -> argparse.Namespace:
     parser.add_argument("--page", type=Path, help="page whose tables are replaced")
     parser.add_argument("--repetitions", type=int, default=3, help="turns of full trainings")
     parser.add_argument(
-        "--starts", type=int, default=2, help="turns of starts with empty and with full caches; 0: only the check"
+        "--starts", type=int, default=3, help="turns of starts with empty and with full caches; 0: only the check"
     )
     parser.add_argument("--steps", type=int, default=8, help="steps of a training")
     parser.add_argument("--batch", type=int, default=8, help="rows of a step")
