@@ -80,7 +80,7 @@ def table_names(options: argparse.Namespace) -> list[str]:
     """Return the names of the tables that will be written."""
     if options.models:
         return ["speed-gpu" if options.device == "cuda" else "speed-shapes"]
-    return [*(f"speed-{name}" for name in options.tasks), "speed-floors"]
+    return [f"speed-{name}" for name in options.tasks]
 
 
 def is_quick(options: argparse.Namespace) -> bool:
@@ -118,11 +118,11 @@ def report(options: argparse.Namespace, all_results: list[Results]) -> None:
     for results in all_results:
         lines, work = [f"Void: {results.void}"], "the contestants do not do the same work"
         if not results.void:
-            lines, work = table(results), f"losses of equal work differ by {results.difference:.1e} at most"
+            lines = [*table(results), "", *floors(results)]
+            work = f"losses of equal work differ by {results.difference:.1e} at most"
         if results.example:
             lines += ["", f"`{SHAPES[results.task].example}`: {results.example}"]
         page.put(options.page, f"speed-{results.task}", lines, "make bench", f"{about}; {work}")
-    page.put(options.page, "speed-floors", floors(all_results), "make bench", about)
 
 
 def measure_tasks(bench: Bench, base: str) -> None:

@@ -180,16 +180,10 @@ def verdict(found: Ratio | None, floor: float, same: Ratio | None, within: float
     return "noise" if found.middle >= floor * (1.0 - within) else "missed"
 
 
-def floors(all_results: Sequence[Results]) -> list[str]:
-    """Return the table of floors."""
-    lines = ["| floor | task | seen | verdict |", "| --- | --- | ---: | --- |"]
-    for results in all_results:
-        title = SHAPES[results.task].title
-        if results.void:
-            lines.append(f"| all | {title} | - | void: {results.void} |")
-        else:
-            lines += [f"| {what} | {title} | {seen or '-'} | {said} |" for what, seen, said in _floors_of(results)]
-    return lines
+def floors(results: Results) -> list[str]:
+    """Return the table of floors of a task that is not void."""
+    lines = ["| floor | seen | verdict |", "| --- | ---: | --- |"]
+    return lines + [f"| {what} | {seen or '-'} | {said} |" for what, seen, said in _floors_of(results)]
 
 
 def _floors_of(results: Results) -> Iterator[tuple[str, object, str]]:
