@@ -27,7 +27,6 @@ class Seen:
 
     Args:
         began: When it was started, on the clock that all processes share.
-        seconds: From its start to its end.
         peak_bytes: The most memory it held.
         probe: What the probe wrote.
         out: Its output folder.
@@ -35,7 +34,6 @@ class Seen:
     """
 
     began: float
-    seconds: float
     peak_bytes: int
     probe: dict[str, Any]
     out: Path
@@ -150,7 +148,7 @@ class Process:
         figures = json.loads(metrics.read_text()) if metrics.exists() else {}
         figures = figures.get("validation") or figures
         shown = json.loads(self.probe.read_text())
-        return Seen(self.began, seconds, shown["peak_bytes"] or usage.ru_maxrss * 1024, shown, self.out, figures)
+        return Seen(self.began, shown["peak_bytes"] or usage.ru_maxrss * 1024, shown, self.out, figures)
 
     def __enter__(self) -> "Process":
         return self

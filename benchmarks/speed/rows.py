@@ -29,7 +29,6 @@ class Shape:
     """What a task trains on.
 
     Args:
-        title: What it is called in the tables.
         script: The plain and the tuned script.
         task: The recipe's ``task`` section.
         max_length: Tokens of a row.
@@ -39,7 +38,6 @@ class Shape:
         files: What it needs of the data folder.
     """
 
-    title: str
     script: str
     task: dict[str, Any]
     max_length: int
@@ -51,7 +49,6 @@ class Shape:
 
 SHAPES = {
     "imdb": Shape(
-        "IMDb, MiniLM",
         "classification.py",
         {"name": "text_classification", "label_names": ["negative", "positive"]},
         256,
@@ -61,7 +58,6 @@ SHAPES = {
         ("imdb/train.parquet", "imdb/test.parquet"),
     ),
     "squad": Shape(
-        "SQuAD 2.0, MiniLM",
         "question_answering.py",
         {"name": "question_answering", "stride": 128},
         384,
@@ -71,7 +67,6 @@ SHAPES = {
         ("squad_v2/train.json", "squad_v2/dev.json"),
     ),
     "medquad": Shape(
-        "MedQuAD, small GPT-2 shape",
         "causal_lm.py",
         {"name": "causal_lm", "shape": "plain"},
         256,

@@ -17,7 +17,7 @@ import time
 TARGET = os.environ.get("BENCH_PROBE")
 TURNS = [int(number) for number in os.environ.get("BENCH_TURNS", "").split()]
 """Where it hears that its turn has come, and where it says that it is over; none: there are no turns."""
-SEEN: dict = {"steps": [], "cpu_seconds": [], "saves": [], "laps": {}}
+SEEN: dict = {"steps": [], "saves": [], "laps": {}}
 _INPUTS: list = []
 _LOSSES: list = []
 _WAITED = [0.0]
@@ -58,7 +58,6 @@ def _watch_trainer(module) -> None:
     class Stamps(module.TrainerCallback):
         def on_train_begin(self, args, state, control, **_):
             next_turn()
-            SEEN["train_begins"] = clock()
 
         def on_step_end(self, args, state, control, **_):
             if args.device.type == "cuda":
@@ -66,7 +65,6 @@ def _watch_trainer(module) -> None:
 
                 torch.cuda.synchronize()
             SEEN["steps"].append(clock())
-            SEEN["cpu_seconds"].append(time.process_time())
             SEEN["peak_bytes_of_steps"] = _peak_bytes()
             if state.global_step < state.max_steps:
                 next_turn()

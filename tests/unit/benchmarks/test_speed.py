@@ -44,7 +44,7 @@ def probe(seconds_a_place: float, lengths, warm_up: float = 0.0) -> dict:
 
 def seen(seconds_a_place: float = 0.001, lengths=(10, 20, 30, 40), laps=None, **metrics) -> Seen:
     shown = probe(seconds_a_place, lengths) | {"laps": laps or {}}
-    return Seen(99.0, 30.0, 10**9, shown, Path("out"), {"checkpoint_bytes": 1e6, **metrics})
+    return Seen(99.0, 10**9, shown, Path("out"), {"checkpoint_bytes": 1e6, **metrics})
 
 
 @pytest.mark.parametrize("lengths", [(10, 20, 30, 40), (40, 30, 20, 10), (10, 40, 20, 30)])
