@@ -158,11 +158,12 @@ def jsonl_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 def _csv(path: Path) -> Iterator[dict[str, Any]]:
     csv.field_size_limit(1 << 30)
-    text = read_text(path)
+    text = io.StringIO(read_text(path), newline="")
     if separator := _other_separator(text):
         what = f"the names of the columns look as if they were separated by {separator}"
         raise BadInput(Problem(f"{path}:line 1", "", what, "commas between columns", "save it so, or as .jsonl"))
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    text.seek(0)
+    reader = csv.reader(text, strict=True)
     try:
         names = next(reader, [])
         if len(set(names)) < len(names):
@@ -181,17 +182,18 @@ def _csv(path: Path) -> Iterator[dict[str, Any]]:
         raise BadInput(Problem(f"{path}:line {reader.line_num}", "", f"not CSV: {error}")) from None
 
 
-def _other_separator(text: str) -> str | None:
+def _other_separator(text: io.StringIO) -> str | None:
     """Return what stands between the names in the first line of CSV, where they are several and it is no comma."""
     if _num_names(text, ",") > 1:
         return None
     return next((_SEPARATORS[sign] for sign in _SEPARATORS if _num_names(text, sign) > 1), None)
 
 
-def _num_names(text: str, separator: str) -> int:
+def _num_names(text: io.StringIO, separator: str) -> int:
     """Return how many names the first line has where ``separator`` stands between them; 0: they are not to be told."""
+    text.seek(0)
     try:
-        return len(next(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True), []))
+        return len(next(csv.reader(text, delimiter=separator, strict=True), []))
     except csv.Error:
         return 0
 
